@@ -1,0 +1,361 @@
+"""Every setting of the project: frozen dataclasses whose fields are the flags of the jobs.
+
+The line under a field is its `--help` text. A value that no run could use is refused here, in the words of the
+flag. `None` means "decide for me": the default, or what `--pretrained` was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+DEFAULT_MAX_BP = 150
+DEFAULT_RAREFY_DEPTH = 1000
+DEFAULT_TOKEN_LIMIT = 1024
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to read, and how a sample is drawn from it."""
+
+    table: Path | None = None
+    """BIOM table (v2.1 HDF5, v1 JSON) or QIIME 2 .qza. Without it: the built-in synthetic dataset."""
+    tree: Path | None = None
+    """Rooted phylogeny of the ASVs, newick or QIIME 2 .qza. Needed wherever UniFrac is a target."""
+    metadata: Path | None = None
+    """Sample metadata, QIIME 2 / Qiita TSV."""
+    sequences: Path | None = None
+    """FASTA or .qza with the sequences, where the table's feature ids are hashes."""
+    train_ids: Path | None = None
+    """File of training sample ids, one a line. Goes with --val-ids."""
+    val_ids: Path | None = None
+    """File of validation sample ids, one a line. Goes with --train-ids."""
+    test_ids: Path | None = None
+    """File of sample ids that no part of the training may see."""
+    val_fraction: float = 0.2
+    """Share of the samples drawn for validation where no id files are given."""
+    group_column: str | None = None
+    """Metadata column (a subject, say) whose samples are kept on one side of a drawn split."""
+    rarefy_depth: int | None = None
+    """Reads drawn from each sample without replacement; 0 uses all reads. [default: 1000, or as pretrained]"""
+    token_limit: int | None = None
+    """ASVs kept of a sample. [default: 1024, or as pretrained]"""
+    token_choice: Literal["abundance", "random", "first"] | None = None
+    """Which ASVs --token-limit keeps. [default: abundance, or as pretrained]"""
+    max_bp: int | None = None
+    """Longest sequence the model can read, in nucleotides. [default: 150, or as pretrained]"""
+    max_missing_from_tree: float = 0.2
+    """Share of the reads whose ASVs the tree may lack before that is an error."""
+    missing_samples: Literal["error", "ignore"] = "error"
+    """What to do with samples of the table that the metadata lacks."""
+    cache_dir: Path | None = None
+    """Where prepared datasets are kept; every worker must see it. [default: $AAM_CACHE or ~/.cache/aam]"""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.train_ids is None) == (self.val_ids is None),
+            "--train-ids and --val-ids go together: give both or neither",
+        )
+        _require(0 < self.val_fraction < 1, f"--val-fraction must be between 0 and 1, not {self.val_fraction}")
+        _require(
+            self.rarefy_depth is None or self.rarefy_depth >= 0,
+            f"--rarefy-depth must be 0 (no rarefaction) or more, not {self.rarefy_depth}",
+        )
+        _require(
+            self.token_limit is None or self.token_limit >= 1,
+            f"--token-limit must be at least 1, not {self.token_limit}",
+        )
+        _require(self.max_bp is None or self.max_bp >= 1, f"--max-bp must be at least 1, not {self.max_bp}")
+        if self.table is None:
+            for flag in ("tree", "metadata", "sequences"):
+                _require(getattr(self, flag) is None, f"--{flag} needs --table beside it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataContract:
+    """How samples are drawn: fixed by a run, kept in its checkpoints, and honoured by whoever loads them."""
+
+    max_bp: int = DEFAULT_MAX_BP
+    """Longest sequence, in nucleotides."""
+    rarefy_depth: int = DEFAULT_RAREFY_DEPTH
+    """Reads drawn from each sample; 0 uses all."""
+    token_limit: int = DEFAULT_TOKEN_LIMIT
+    """ASVs kept of a sample."""
+    token_choice: str = "abundance"
+    """Which ASVs the token limit keeps."""
+    seed: int = 0
+    """Seed of the rarefaction draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the model."""
+
+    embedding_dim: int | None = None
+    """Width of every vector, D. [default: 128, or as pretrained]"""
+    attention_heads: int | None = None
+    """Heads of each attention layer. [default: 4, or as pretrained]"""
+    attention_layers: int | None = None
+    """Layers of each transformer stack. [default: 4]"""
+    asv_layers: int | None = None
+    """Layers of the nucleotide stack, where most of the time goes. [default: --attention-layers, or as pretrained]"""
+    dropout: float | None = None
+    """Dropout on the residual branches. [default: 0.1, or as pretrained]"""
+    kmer: int | None = None
+    """Length of the k-mers whose counts are added to each ASV's vector; 0 for none. [default: 5, or as pretrained]"""
+
+    def __post_init__(self) -> None:
+        for flag in ("embedding_dim", "attention_heads", "attention_layers", "asv_layers"):
+            value = getattr(self, flag)
+            _require(
+                value is None or value >= 1, f"--{flag.replace('_', '-')} must be at least 1, not {value}"
+            )
+        _require(self.kmer is None or 0 <= self.kmer <= 6, f"--kmer must be from 0 to 6, not {self.kmer}")
+        _require(
+            self.dropout is None or 0 <= self.dropout < 1,
+            f"--dropout must be at least 0 and below 1, not {self.dropout}",
+        )
+        if self.embedding_dim is not None:
+            heads = self.attention_heads or 4
+            _require(
+                self.embedding_dim % heads == 0,
+                f"--embedding-dim {self.embedding_dim} must be a multiple of --attention-heads {heads}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """The training loop."""
+
+    batch_size: int = 8
+    """Samples of a step over all workers together; UniFrac spans all pairs of them."""
+    epochs: int = 1000
+    """Passes over the training samples."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay; none on norms, biases and embeddings."""
+    warmup_steps: int | None = None
+    """Updates of linear warm-up. [default: 10,000, at most a tenth of the run]"""
+    patience: int = 50
+    """Epochs without a better validation loss before the run stops."""
+    gradient_accumulation_steps: int = 1
+    """Steps whose gradients make one update."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradients of an update."""
+    max_skipped_updates: int = 10
+    """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 on CUDA and fp32 on CPU. Losses are always fp32."""
+    seed: int = 0
+    """Seed of the weights, the split, the shuffles, the rarefaction and the masks."""
+    asv_chunk_size: int | None = None
+    """Distinct ASVs encoded at a time, activations recomputed in the backward pass: less memory, more time."""
+    use_expandable_segments: bool = False
+    """CUDA allocator with expandable segments: less fragmentation of GPU memory."""
+    clear_cache: Literal["batch", "epoch", "never"] = "never"
+    """When to hand cached GPU memory back (batch: after every chunk and step; slow)."""
+    loader_workers: int = 0
+    """Processes that build batches ahead of each worker; 0 builds them in the loop."""
+    histogram_every: int = 10
+    """Epochs between histograms of weights and gradients in TensorBoard; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, f"--batch-size must be at least 2 (pairs), not {self.batch_size}")
+        for flag in ("epochs", "patience", "gradient_accumulation_steps", "max_skipped_updates"):
+            value = getattr(self, flag)
+            _require(value >= 1, f"--{flag.replace('_', '-')} must be at least 1, not {value}")
+        for flag in ("lr", "clip_norm"):
+            _require(getattr(self, flag) > 0, f"--{flag.replace('_', '-')} must be above 0")
+        _require(self.weight_decay >= 0, "--weight-decay must not be negative")
+        _require(self.warmup_steps is None or self.warmup_steps >= 0, "--warmup-steps must not be negative")
+        _require(
+            self.asv_chunk_size is None or self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Where the workers run."""
+
+    num_workers: int = 1
+    """Training processes; each takes its share of every batch."""
+    use_gpu: bool | None = None
+    """One GPU for each worker. [default: where the cluster has enough of them]"""
+    cpus_per_worker: int | None = None
+    """CPU cores, and threads, of each worker. [default: the cluster's, shared out; at most 4 with a GPU]"""
+    max_failures: int = 3
+    """How often lost workers are replaced, the run going on from its last checkpoint."""
+    ray_address: str | None = None
+    """Ray cluster to run on. [default: $RAY_ADDRESS, or a running local one, or a new local one]"""
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 1, f"--num-workers must be at least 1, not {self.num_workers}")
+        _require(
+            self.cpus_per_worker is None or self.cpus_per_worker >= 1, "--cpus-per-worker must be at least 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainLossConfig:
+    """Losses of stage 1."""
+
+    base_weight: float = 1.0
+    """Weight of the UniFrac loss (MSE of all pairs of the batch over the variance of the distances)."""
+    nuc_weight: float = 1.0
+    """Weight of the masked-nucleotide loss (cross entropy)."""
+    mask_fraction: float = 0.15
+    """Share of each sequence's nucleotides that are masked."""
+
+    def __post_init__(self) -> None:
+        _require(self.base_weight >= 0, "--base-weight must not be negative")
+        _require(self.nuc_weight >= 0, "--nuc-weight must not be negative")
+        _require(self.base_weight + self.nuc_weight > 0, "one of --base-weight, --nuc-weight must be above 0")
+        _require(0 < self.mask_fraction < 1, "--mask-fraction must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """Target and losses of stage 2."""
+
+    target: str | None = None
+    """Metadata column to predict. [default with the built-in dataset: gradient]"""
+    classifier: bool = False
+    """Predict classes rather than a number."""
+    target_transform: Literal["none", "zscore", "minmax", "log1p-zscore"] = "zscore"
+    """How a numeric target is scaled for training; predictions are always in its own units."""
+    target_loss: Literal["huber", "mse", "mae", "quantile"] = "huber"
+    """Loss of a numeric target."""
+    quantile: float = 0.5
+    """Which quantile --target-loss quantile predicts."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the classes in the cross entropy; balanced: inversely to their frequency."""
+    target_weight: float = 1.0
+    """Weight of the target's loss."""
+    count_weight: float = 0.1
+    """Weight of the loss on the abundances of masked ASVs; 0 leaves the count head out."""
+    count_mask_fraction: float = 0.15
+    """Share of a sample's ASVs whose abundance the count head has to fill in."""
+    base_weight: float = 0.0
+    """Weight of the UniFrac loss in stage 2; needs --tree and --no-freeze-base."""
+
+    def __post_init__(self) -> None:
+        for flag in ("count_weight", "base_weight"):
+            _require(getattr(self, flag) >= 0, f"--{flag.replace('_', '-')} must not be negative")
+        _require(self.target_weight > 0, "--target-weight must be above 0")
+        _require(0 < self.count_mask_fraction < 1, "--count-mask-fraction must be between 0 and 1")
+        _require(0 < self.quantile < 1, "--quantile must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Stage 1: train a SequenceEncoder on UniFrac distances and masked nucleotides, without labels."""
+
+    output_dir: Path
+    """Run folder: settings, metrics.jsonl, TensorBoard logs, pictures and checkpoints."""
+    resume: bool = False
+    """Go on with the interrupted run in --output-dir."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.data.tree is not None or self.data.table is None or self.loss.base_weight == 0,
+            "--tree is needed for the UniFrac loss (or give --base-weight 0)",
+        )
+        _check_batch(self.loop, self.ray)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Stage 2: train a SequencePredictor for a column of the metadata, on a stage 1 encoder or from scratch."""
+
+    output_dir: Path
+    """Run folder: settings, metrics.jsonl, TensorBoard logs, pictures, predictions and checkpoints."""
+    pretrained: Path | None = None
+    """Stage 1 run folder (its best checkpoint is taken) or a checkpoint. Without it: from scratch."""
+    freeze_base: bool = False
+    """Keep the pretrained encoder as it is and train the heads only."""
+    resume: bool = False
+    """Go on with the interrupted run in --output-dir."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: TargetConfig = field(default_factory=TargetConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.table is not None:
+            _require(self.data.metadata is not None, "--metadata is needed for the target")
+            _require(self.loss.target is not None, "--target is needed: the metadata column to predict")
+        _require(
+            not self.freeze_base or self.pretrained is not None,
+            "--freeze-base needs --pretrained: a random encoder would stay random",
+        )
+        if self.loss.base_weight > 0:
+            _require(
+                self.data.tree is not None or self.data.table is None,
+                "--base-weight needs --tree: UniFrac is its target",
+            )
+            _require(
+                not self.freeze_base, "--base-weight trains the base, which --freeze-base keeps as it is"
+            )
+        _check_batch(self.loop, self.ray)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Predict the target of new samples with a trained stage 2 model, in the target's own units."""
+
+    checkpoint: Path
+    """Stage 2 run folder (its best checkpoint is taken) or a checkpoint."""
+    table: Path
+    """BIOM table or .qza of the new samples."""
+    output: Path
+    """predictions.tsv to write; for classes, class_probabilities.tsv is written beside it."""
+    sequences: Path | None = None
+    """FASTA or .qza with the sequences, where the table's feature ids are hashes."""
+    batch_size: int = 32
+    """Samples at a time."""
+    asv_chunk_size: int = 1024
+    """Distinct ASVs encoded at a time."""
+    cache_dir: Path | None = None
+    """Where prepared datasets are kept. [default: $AAM_CACHE or ~/.cache/aam]"""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "--batch-size must be at least 1")
+        _require(self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1")
+
+
+RunConfig = PretrainConfig | TrainConfig
+
+
+def _check_batch(loop: LoopConfig, ray: RayConfig) -> None:
+    _require(
+        ray.num_workers == 1 or loop.batch_size >= 2 * ray.num_workers,
+        f"--batch-size {loop.batch_size} (over all workers) must be at least 2 x --num-workers "
+        f"{ray.num_workers}",
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dataclasses as JSON types; paths as text."""
+    return {
+        f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return str(value) if isinstance(value, Path) else value

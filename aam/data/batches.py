@@ -1,0 +1,192 @@
+"""Samples to batches: every worker makes its own share, knowing what the others make.
+
+The draw of a sample is cheap and a pure function, so each worker draws the whole batch (its ASVs and reads)
+and builds tensors for its own samples only. That gives each the UniFrac distances to all samples of the batch,
+and the totals by which sums over the workers are divided, without any communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from aam.batch import Batch
+from aam.config import DataContract
+from aam.data.dataset import PreparedDataset
+from aam.data.draw import FIXED_DRAW, draw_sample, generator
+from aam.data.unifrac import unweighted_unifrac
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """What batches are made of, the same on all workers."""
+
+    dataset: PreparedDataset
+    sample_ids: Sequence[str]
+    """The samples of this part of the split."""
+    contract: DataContract
+    batch_size: int
+    """Samples of a batch over all workers."""
+    unifrac: bool = False
+    """Whether batches hold UniFrac distances."""
+    mask_fraction: float = 0.0
+    """Share of each sequence's nucleotides that are masked."""
+    count_mask_fraction: float = 0.0
+    """Share of a sample's ASVs whose abundance is masked for the count head."""
+    targets: np.ndarray | None = None
+    """float32 (transformed) or int64 (classes), by position in `sample_ids`."""
+
+
+class EpochBatches(torch.utils.data.Dataset):
+    """The batches of one epoch, this worker's share of each; item i is batch i.
+
+    Parameters
+    ----------
+    plan : BatchPlan
+        Samples and settings.
+    epoch : int
+        Training epoch from 1: shuffled, drawn and masked anew. `FIXED_DRAW`: in order, always the same.
+    rank, world : int
+        This worker, and the number of workers.
+    """
+
+    def __init__(self, plan: BatchPlan, epoch: int, *, rank: int = 0, world: int = 1) -> None:
+        self.plan, self.epoch, self.rank, self.world = plan, epoch, rank, world
+        positions = np.arange(len(plan.sample_ids))
+        if epoch != FIXED_DRAW:
+            generator(plan.contract.seed, epoch, "shuffle").shuffle(positions)
+        self.batches = np.array_split(positions, count_batches(len(positions), plan.batch_size))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def own_positions(self) -> list[np.ndarray]:
+        """Positions in the plan's `sample_ids` of this worker's share of each batch."""
+        return [np.array_split(batch, self.world)[self.rank] for batch in self.batches]
+
+    def __getitem__(self, index: int) -> Batch:
+        return build_batch(
+            self.plan, self.batches[index], epoch=self.epoch, index=index, rank=self.rank, world=self.world
+        )
+
+
+def count_batches(samples: int, batch_size: int) -> int:
+    """Batches of nearly equal size that hold each sample once: none is dropped, none has a single sample."""
+    return max(1, min(-(-samples // batch_size), samples // 2))
+
+
+def build_batch(
+    plan: BatchPlan, positions: np.ndarray, *, epoch: int, index: int, rank: int = 0, world: int = 1
+) -> Batch:
+    """One worker's share of a batch.
+
+    Parameters
+    ----------
+    plan : BatchPlan
+        Samples and settings.
+    positions : ndarray of int [G]
+        The batch, over all workers, as positions in `plan.sample_ids`.
+    epoch, index : int
+        Epoch (or `FIXED_DRAW`) and number of the batch: the keys of the masks.
+    rank, world : int
+        This worker, and the number of workers.
+    """
+    ids = [plan.sample_ids[p] for p in positions]
+    draws = []
+    for sample_id in ids:
+        asvs, counts = plan.dataset.sample(plan.dataset.row[sample_id])
+        draws.append(draw_sample(asvs, counts, sample_id, plan.contract, epoch))
+    shares = np.array_split(np.arange(len(ids)), world)
+    own = slice(int(shares[rank][0]), int(shares[rank][-1]) + 1)
+    distinct, slot, mask, log_abundance = _slots(draws[own])
+    lengths = plan.dataset.lengths[distinct]
+    longest = int(lengths.max())
+    fields = {}
+    if plan.mask_fraction:
+        fields |= _nucleotide_mask(plan, draws, shares, rank, distinct, (plan.contract.seed, epoch, index))
+    if plan.unifrac:
+        assert plan.dataset.paths is not None, "UniFrac needs a dataset with a tree"
+        distances = unweighted_unifrac([asvs for asvs, _ in draws], plan.dataset.paths, rows=own)
+        fields["unifrac"] = torch.from_numpy(distances.astype(np.float32))
+    if plan.targets is not None:
+        fields["target"] = torch.from_numpy(plan.targets[positions[own]])
+    if plan.count_mask_fraction:
+        fields |= _count_mask(plan, ids, draws, own, mask.shape, epoch)
+    return Batch(
+        sample_ids=ids[own],
+        tokens=torch.from_numpy(plan.dataset.tokens[distinct, :longest]),
+        asvs=torch.from_numpy(distinct.astype(np.int64)),
+        slot=torch.from_numpy(slot),
+        slot_mask=torch.from_numpy(mask),
+        log_abundance=torch.from_numpy(log_abundance),
+        asvs_padded=bool((lengths != longest).any()),
+        global_rows=own,
+        rank_sizes=[len(share) for share in shares],
+        **fields,
+    )
+
+
+def _slots(draws: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct ASVs [U] of some samples; slots [B, S] that point at them, their mask and log abundance."""
+    distinct = np.unique(np.concatenate([asvs for asvs, _ in draws]))
+    width = max(len(asvs) for asvs, _ in draws)
+    slot = np.zeros((len(draws), width), dtype=np.int64)
+    mask = np.zeros((len(draws), width), dtype=bool)
+    log_abundance = np.zeros((len(draws), width), dtype=np.float32)
+    for row, (asvs, counts) in enumerate(draws):
+        slot[row, : len(asvs)] = np.searchsorted(distinct, asvs)
+        mask[row, : len(asvs)] = True
+        log_abundance[row, : len(asvs)] = np.log(counts / counts.sum())
+    return distinct, slot, mask, log_abundance
+
+
+def _nucleotide_mask(
+    plan: BatchPlan,
+    draws: list[tuple[np.ndarray, np.ndarray]],
+    shares: list[np.ndarray],
+    rank: int,
+    distinct: np.ndarray,
+    key: tuple[int, int, int],
+) -> dict:
+    """Masked positions of this worker's ASVs, drawn for the whole batch.
+
+    An ASV in the samples of several workers is masked the same by each and scored by the first, so that the
+    loss does not depend on the number of workers.
+    """
+    of_ranks = [np.unique(np.concatenate([draws[i][0] for i in share])) for share in shares]
+    everywhere = np.unique(np.concatenate(of_ranks))
+    nucleotides = plan.dataset.lengths[everywhere].astype(np.int64) - 1
+    number = np.maximum(1, np.round(plan.mask_fraction * nucleotides)).astype(np.int64)
+    order = generator(*key, "mask").random((len(everywhere), int(nucleotides.max())), dtype=np.float32)
+    order[np.arange(order.shape[1]) >= nucleotides[:, None]] = 2.0  # behind the end: never chosen
+    position = np.argsort(order, axis=1, kind="stable")[:, : number.max()] + 1  # START is never masked
+    own = np.searchsorted(everywhere, distinct)
+    valid = np.arange(position.shape[1]) < number[own, None]
+    before = np.unique(np.concatenate([np.zeros(0, dtype=distinct.dtype), *of_ranks[:rank]]))
+    first_here = ~np.isin(distinct, before)
+    position = np.where(valid, position[own], position[own, :1])
+    return {
+        "masked_position": torch.from_numpy(position),
+        "masked_scored": torch.from_numpy(valid & first_here[:, None]),
+        "masked_total": int(number.sum()),
+    }
+
+
+def _count_mask(
+    plan: BatchPlan,
+    ids: list[str],
+    draws: list[tuple[np.ndarray, np.ndarray]],
+    own: slice,
+    shape: tuple[int, ...],
+    epoch: int,
+) -> dict:
+    """Slots whose abundance the count head fills in, and how many there are over all workers."""
+    masked = np.zeros(shape, dtype=bool)
+    numbers = [max(1, round(plan.count_mask_fraction * len(asvs))) for asvs, _ in draws]
+    for row, i in enumerate(range(own.start, own.stop)):
+        rng = generator(plan.contract.seed, epoch, ids[i], "count")
+        masked[row, rng.choice(len(draws[i][0]), numbers[i], replace=False)] = True
+    return {"count_masked": torch.from_numpy(masked), "count_total": sum(numbers)}

@@ -1,0 +1,25 @@
+"""What a job says when it is done."""
+
+from __future__ import annotations
+
+from aam.distributed.run import RunResult
+
+_SHOWN = ("total_loss", "base_loss", "nuc_loss", "target_loss", "count_loss", "unifrac_r2", "nuc_accuracy", "mae",
+          "r2", "spearman", "accuracy", "balanced_accuracy", "macro_f1", "auroc")  # fmt: skip
+
+
+def summarise(stage: str, result: RunResult, next_command: str) -> str:
+    """Metrics of the best epoch, where things are, and what to type next."""
+    metrics = {name: result.metrics[f"val/{name}"] for name in _SHOWN if f"val/{name}" in result.metrics}
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    best_epoch = int(result.metrics["epoch"])
+    return "\n".join(
+        [
+            f"{stage}: best epoch {best_epoch} of {result.epochs}",
+            f"  validation   {shown}",
+            f"  checkpoints  {result.output_dir / 'best'} and {result.output_dir / 'last'}",
+            f"  logs         {result.output_dir / 'metrics.jsonl'}, {result.output_dir / 'tensorboard'}",
+            f"  pictures     {result.output_dir / 'figures'}",
+            f"  next         {next_command}",
+        ]
+    )

@@ -1,0 +1,119 @@
+"""Stage 1: samples to vectors whose distances are UniFrac distances.
+
+Shape letters: B samples, G samples over all workers, S ASV slots, U distinct ASVs, K masked positions,
+D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aam.batch import Batch
+from aam.model.asv_encoder import ASVEncoder
+from aam.model.layers import AbundanceEmbedding, SampleSummary, Transformer
+from aam.model.sizes import EncoderSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOutput:
+    """What a SequenceEncoder says of a batch."""
+
+    asvs: Tensor
+    """[B, S, D]: vectors of the ASVs alone, without their sample."""
+    states: Tensor
+    """[B, S, D]: vectors of the ASVs in the light of their sample."""
+    summary: Tensor
+    """[B, D]: vector of the sample."""
+    embedding: Tensor
+    """float32 [B, D]: position of the sample; distances between these are UniFrac distances."""
+    offset: Tensor
+    """float32 []: a of `distance = a + s * |z_i - z_j|`."""
+    scale: Tensor
+    """float32 []: s of the same."""
+    nucleotide_logits: Tensor | None = None
+    """[U, K, V]: scores of the tokens behind masked positions."""
+
+
+class SequenceEncoder(nn.Module):
+    """Nucleotides -> ASVs -> sample.
+
+    A sample is a set: there is no position among its ASVs, and the order in which they come changes nothing.
+
+    Parameters
+    ----------
+    sizes : EncoderSizes
+        Width, heads, layers.
+    """
+
+    def __init__(self, sizes: EncoderSizes) -> None:
+        super().__init__()
+        dim, heads = sizes.embedding_dim, sizes.attention_heads
+        self.sizes = sizes
+        self.asv_encoder = ASVEncoder(sizes)
+        self.abundance = AbundanceEmbedding(dim)
+        self.transformer = Transformer(dim, heads, sizes.attention_layers, sizes.dropout)
+        self.summary = SampleSummary(dim, heads)
+        self.embedding = nn.Linear(dim, dim)
+        self.distance_offset = nn.Parameter(torch.zeros(()))
+        self.distance_log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, batch: Batch, *, chunk_size: int | None = None, asv_vectors: Tensor | None = None
+    ) -> EncoderOutput:
+        """Encode a batch.
+
+        Parameters
+        ----------
+        batch : Batch
+            Samples on the device of the model.
+        chunk_size : int, optional
+            Distinct ASVs encoded at a time.
+        asv_vectors : Tensor [U, D], optional
+            Vectors of the batch's ASVs, where they are known already.
+        """
+        logits = None
+        if asv_vectors is None:
+            asv_vectors, logits = self.asv_encoder(
+                batch.tokens,
+                padded=batch.asvs_padded,
+                masked_position_UK=batch.masked_position,
+                chunk_size=chunk_size,
+            )
+        # An embedding look-up: its backward adds in a fixed order, plain indexing on CPU does not.
+        asvs_BSD = F.embedding(batch.slot, asv_vectors)
+        states_BSD = self.transformer(asvs_BSD + self.abundance(batch.log_abundance), batch.slot_mask)
+        summary_BD = self.summary(states_BSD, batch.slot_mask, batch.log_abundance)
+        with torch.autocast(summary_BD.device.type, enabled=False):
+            embedding_BD = self.embedding(summary_BD.float())
+            return EncoderOutput(
+                asvs=asvs_BSD,
+                states=states_BSD,
+                summary=summary_BD,
+                embedding=embedding_BD,
+                offset=self.distance_offset * 1.0,  # through the forward pass, where DDP sees it
+                scale=self.distance_log_scale.exp(),
+                nucleotide_logits=logits,
+            )
+
+
+def unifrac_distances(rows_BD: Tensor, columns_GD: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    """Distances `a + s * |z_i - z_j|` between sample embeddings.
+
+    Parameters
+    ----------
+    rows_BD, columns_GD : Tensor of float32
+        Embeddings.
+    offset, scale : Tensor of float32 []
+        a and s.
+
+    Returns
+    -------
+    Tensor of float32 [B, G]
+    """
+    squared_BG = (rows_BD[:, None] - columns_GD[None]).square().sum(dim=-1)
+    # The square root has no gradient at 0, where a sample meets itself or its double.
+    return offset + scale * (squared_BG + 1e-12).sqrt()

@@ -1,0 +1,118 @@
+"""From a plan to a task: what each worker builds before the loop starts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from aam.config import LoopConfig
+from aam.data.batches import BatchPlan, build_batch
+from aam.plan import RunPlan
+from aam.training import checkpoint
+from aam.training.loop import Report, Task
+from aam.training.step import Objective
+
+
+def build_task(
+    plan: RunPlan, device: torch.device, *, report: Report | None = None, folder: Path | None = None
+) -> Task:
+    """Build model and batches; the same on every worker.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        Made by the driver.
+    device : torch.device
+        Of this worker.
+    report : callable, optional
+        See `aam.training.loop.Task`.
+    folder : Path, optional
+        Run folder for the logs.
+    """
+    config: LoopConfig = plan.loop
+    torch.manual_seed(config.seed)
+    model = plan.spec.build()
+    if plan.pretrained is not None:
+        assert plan.spec.predictor is not None
+        loaded = checkpoint.load(plan.pretrained)
+        base = loaded.model if loaded.spec.predictor is None else loaded.model.base
+        checkpoint.load_weights(model.base, base.state_dict(), source=plan.pretrained)
+    model.to(device)
+    objective = Objective(
+        weights=plan.weights,
+        target=plan.spec.target,
+        distance_mean=plan.spec.distance_mean,
+        distance_variance=plan.spec.distance_variance,
+    )
+    train, val = (_batch_plan(plan, part) for part in ("train", "val"))
+    encoder = model if plan.spec.predictor is None else model.base
+    if plan.weights.base > 0 and plan.pretrained is None:
+        calibrate_distances(encoder, train, objective, device)
+    _freeze_unused(encoder, plan)
+    return Task(
+        spec=plan.spec,
+        model=model,
+        objective=objective,
+        train=train,
+        val=val,
+        config=config,
+        folder=folder,
+        report=report,
+    )
+
+
+def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:
+    sample_ids = getattr(plan.split, part)
+    target = plan.spec.target
+    return BatchPlan(
+        dataset=plan.dataset,
+        sample_ids=sample_ids,
+        contract=plan.spec.contract,
+        batch_size=plan.loop.batch_size,
+        unifrac=plan.weights.base > 0,
+        mask_fraction=plan.mask_fraction,
+        count_mask_fraction=plan.count_mask_fraction,
+        targets=None if target is None else target.encode([plan.targets[s] for s in sample_ids]),
+    )
+
+
+@torch.no_grad()
+def calibrate_distances(encoder: nn.Module, plan: BatchPlan, objective: Objective, device: torch.device) -> None:
+    """Set offset and scale of the distance head so that the first predictions have the true mean and spread.
+
+    New embeddings differ far more in their distances than samples do. Without this, the head's first lesson is
+    to lower that spread, and it costs the encoder its first hundreds of updates.
+    """
+    rows = min(len(plan.sample_ids), max(plan.batch_size, 32))
+    batch = build_batch(plan, np.arange(rows), epoch=1, index=0).to(device)
+    was_training = encoder.training
+    embedding = encoder.eval()(batch).embedding
+    encoder.train(was_training)
+    apart = torch.pdist(embedding.cpu())
+    assert apart.mean() > 0, "samples that differ have the same embedding"
+    spread = apart.std().item() if len(apart) > 1 else 0.0
+    scale = objective.distance_variance**0.5 / spread if spread > 0 else 1.0
+    # With a near-constant distance to start from, the scale that gives the true mean is already the smaller.
+    scale = min(scale, objective.distance_mean / apart.mean().item())
+    encoder.distance_log_scale.fill_(math.log(scale))
+    encoder.distance_offset.fill_(objective.distance_mean - scale * apart.mean().item())
+
+
+def _freeze_unused(encoder: nn.Module, plan: RunPlan) -> None:
+    """Parts that no loss of this run reaches: out of the optimizer, and DDP must not wait for them."""
+    if plan.weights.nuc == 0:
+        encoder.asv_encoder.nucleotide_head.requires_grad_(False)
+    if plan.weights.base == 0:
+        encoder.embedding.requires_grad_(False)
+        encoder.distance_offset.requires_grad_(False)
+        encoder.distance_log_scale.requires_grad_(False)
+    if plan.stage == "pretrain" and plan.weights.base == 0:
+        for part in (encoder.abundance, encoder.transformer, encoder.summary, encoder.asv_encoder.pool):
+            part.requires_grad_(False)
+        encoder.asv_encoder.norm.requires_grad_(False)
+        if encoder.asv_encoder.kmer:
+            encoder.asv_encoder.kmer_head.requires_grad_(False)

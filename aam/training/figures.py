@@ -1,0 +1,62 @@
+"""Pictures of an epoch's predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
+
+from aam.training.metrics import EpochArrays
+from aam.training.targets import Target
+
+MAX_POINTS = 20_000
+
+
+def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure]:
+    """Pictures by name: UniFrac and target, predicted against true; for classes the confusion matrix."""
+    figures = {}
+    if arrays.unifrac is not None and arrays.unifrac_true is not None:
+        figures["unifrac"] = _scatter(arrays.unifrac_true, arrays.unifrac, "UniFrac distance")
+    if target is not None and arrays.target is not None and arrays.target_true is not None:
+        if target.classes:
+            figures["confusion_matrix"] = _confusion(arrays.target_true, arrays.target.argmax(axis=1), target)
+        else:
+            truth = target.transform.inverse(arrays.target_true)
+            predicted = target.transform.inverse(arrays.target[:, 0])
+            figures["target"] = _scatter(truth, predicted, target.column)
+    if arrays.count is not None and arrays.count_true is not None:
+        truth, predicted = arrays.count_true, arrays.count
+        figures["counts"] = _scatter(truth, predicted, "log relative abundance of masked ASVs")
+    return figures
+
+
+def _new_figure() -> tuple[Figure, object]:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _scatter(truth: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
+    figure, axes = _new_figure()
+    stride = -(-len(truth) // MAX_POINTS)
+    axes.plot(truth[::stride], predicted[::stride], ".", alpha=0.4, markersize=4)
+    low, high = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
+    axes.plot([low, high], [low, high], "k-", linewidth=0.8)
+    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}", title=f"validation, n = {len(truth)}")
+    return figure
+
+
+def _confusion(truth: np.ndarray, predicted: np.ndarray, target: Target) -> Figure:
+    figure, axes = _new_figure()
+    ConfusionMatrixDisplay.from_predictions(
+        truth,
+        predicted,
+        labels=range(len(target.classes)),
+        display_labels=target.classes,
+        xticks_rotation=30,
+        colorbar=False,
+        ax=axes,
+    )
+    axes.set_title(f"validation, {target.column}, n = {len(truth)}")
+    return figure

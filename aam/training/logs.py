@@ -1,0 +1,147 @@
+"""What a run leaves for people: metrics.jsonl, TensorBoard, pictures, validation predictions, a bar."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from aam.training.figures import make_figures
+from aam.training.metrics import EpochArrays, class_probabilities
+from aam.training.targets import Target
+
+
+class RunLog:
+    """Logs of a run, by its first worker alone; the others hold one with `folder=None` that does nothing.
+
+    Parameters
+    ----------
+    folder : Path or None
+        The run folder.
+    history : list of dict
+        Metrics of the epochs already done, where a run is resumed: what was logged of later ones is redone.
+    """
+
+    def __init__(self, folder: Path | None, history: list[dict[str, float]]) -> None:
+        self.folder, self.writer = folder, None
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        done = int(history[-1]["epoch"]) if history else 0
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+        with (folder / "metrics.jsonl").open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in history)
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Write the metrics of an epoch, at once: a run may be stopped without warning."""
+        if self.folder is None or self.writer is None:
+            return
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        for tag, value in metrics.items():
+            if tag != "epoch":
+                self.writer.add_scalar(tag, value, int(metrics["epoch"]))
+        self.writer.flush()
+
+    def histograms(self, model: nn.Module, gradients: dict[str, torch.Tensor], epoch: int) -> None:
+        """Weights, and the gradients of the epoch's last update as they were before they were cleared."""
+        if self.writer is None:
+            return
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.writer.add_histogram(f"weights/{name}", parameter.detach().float().cpu(), epoch)
+        for name, gradient in gradients.items():
+            if gradient.isfinite().all():
+                self.writer.add_histogram(f"gradients/{name}", gradient.float().cpu(), epoch)
+
+    def best(self, arrays: EpochArrays, sample_ids: list[str], target: Target | None, epoch: int) -> None:
+        """Pictures and validation predictions of an epoch that is the best so far."""
+        if self.folder is None or self.writer is None:
+            return
+        (self.folder / "figures").mkdir(exist_ok=True)
+        for name, figure in make_figures(arrays, target).items():
+            figure.savefig(self.folder / "figures" / f"{name}.png", dpi=100)
+            self.writer.add_figure(f"val/{name}", figure, epoch)
+        if target is not None and arrays.target is not None and arrays.target_true is not None:
+            write_validation(self.folder / "validation_predictions.tsv", sample_ids, arrays, target)
+
+    def close(self) -> None:
+        """Close the files, after errors too."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def write_validation(path: Path, sample_ids: list[str], arrays: EpochArrays, target: Target) -> None:
+    """Table of the validation samples: id, truth, prediction; for classes the probability of each too."""
+    assert arrays.target is not None
+    assert arrays.target_true is not None
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["SampleID", "true", "prediction", *target.classes])
+        if target.classes:
+            probabilities = class_probabilities(arrays.target)
+            for i, truth, row in zip(sample_ids, arrays.target_true, probabilities, strict=True):
+                writer.writerow([i, target.classes[truth], target.classes[row.argmax()], *map(float, row)])
+        else:
+            truths = target.transform.inverse(arrays.target_true)
+            predicted = target.transform.inverse(arrays.target[:, 0])
+            for i, truth, value in zip(sample_ids, truths, predicted, strict=True):
+                writer.writerow([i, float(truth), float(value)])
+
+
+def format_loss(value: float) -> str:
+    """Four decimals; scientific below 1e-4."""
+    return f"{value:.2e}" if abs(value) < 1e-4 else f"{value:.4f}"
+
+
+class ProgressBar:
+    """Bar of an epoch on the first worker: `Epoch 5/100`, and step, running mean of the loss and lr behind it.
+
+    Parameters
+    ----------
+    epoch, epochs : int
+        This epoch, from 1, and how many there are.
+    steps : int
+        Steps of an epoch.
+    shown : bool
+        False on all workers but the first.
+    file : text stream, optional
+        Where to; standard error by default.
+    """
+
+    def __init__(self, epoch: int, epochs: int, steps: int, *, shown: bool, file=None) -> None:
+        stream = file or sys.stderr
+        # In a log each refresh is a line: a few of them are enough.
+        interval = 0.1 if stream.isatty() else 20.0
+        self.bar = tqdm(
+            total=steps,
+            desc=f"Epoch {epoch}/{epochs}",
+            disable=not shown,
+            file=stream,
+            mininterval=interval,
+            maxinterval=interval,
+            dynamic_ncols=True,
+        )
+        self.steps = steps
+
+    def due(self, step: int) -> bool:
+        """Whether a look at the loss is worth waiting for the device: at the last step, and now and then."""
+        return step == self.steps or step % 20 == 0
+
+    def advance(self, step: int, loss: float | None, lr: float) -> None:
+        """One step further; the loss where it was looked at."""
+        if loss is not None:
+            text = f"Step {step}/{self.steps}, Loss {format_loss(loss)}, LR {lr:.2e}"
+            self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(1)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.refresh()
+        self.bar.close()

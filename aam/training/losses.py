@@ -1,0 +1,109 @@
+"""The losses, each as a sum over this worker's part and a count over all workers'.
+
+Shape letters: B samples, G samples over all workers, S ASV slots, U distinct ASVs, K masked positions,
+V vocabulary, O outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aam.batch import Batch
+from aam.training.targets import Target
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """Mean of a loss over all workers = sum of `sum` over the workers / `count`."""
+
+    sum: Tensor
+    """float32 []: over this worker's items."""
+    count: int
+    """Items of all workers."""
+
+    @property
+    def share(self) -> Tensor:
+        """This worker's share of the mean."""
+        return self.sum / self.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Losses of a step; None for one that the run does not have."""
+
+    target: LossTerm | None = None
+    count: LossTerm | None = None
+    base: LossTerm | None = None
+    nuc: LossTerm | None = None
+
+    def present(self) -> dict[str, LossTerm]:
+        """The losses that exist, by name."""
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: term for name, term in pairs if term is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weight of each loss in the total; 0 for one that the run does not have."""
+
+    target: float = 0.0
+    count: float = 0.0
+    base: float = 0.0
+    nuc: float = 0.0
+
+    def total(self, losses: Losses) -> Tensor:
+        """This worker's share of the weighted total."""
+        shares = [getattr(self, name) * term.share for name, term in losses.present().items()]
+        return torch.stack(shares).sum()
+
+    def check(self, losses: Losses) -> None:
+        """A weight without its loss, or a loss without a weight, is a fault of ours."""
+        weighted = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) > 0}
+        assert weighted == losses.present().keys(), f"weights {weighted}, losses {losses.present().keys()}"
+
+
+def unifrac_loss(predicted_BG: Tensor, batch: Batch, variance: float) -> LossTerm:
+    """Squared error over all pairs of different samples, over the variance of the distances."""
+    assert batch.unifrac is not None
+    squared_BG = (predicted_BG - batch.unifrac).square()
+    own = torch.arange(predicted_BG.shape[0], device=predicted_BG.device)
+    squared_BG = squared_BG.index_put((own, own + batch.global_rows.start), squared_BG.new_zeros(()))
+    return LossTerm(squared_BG.sum() / variance, batch.pair_total)
+
+
+def nucleotide_loss(logits_UKV: Tensor, batch: Batch) -> LossTerm:
+    """Cross entropy over the masked positions that this worker scores."""
+    assert batch.masked_position is not None
+    assert batch.masked_scored is not None
+    truth_UK = batch.tokens.long().gather(1, batch.masked_position)
+    entropy_UK = F.cross_entropy(logits_UKV.float().flatten(0, 1), truth_UK.flatten(), reduction="none")
+    return LossTerm((entropy_UK * batch.masked_scored.flatten()).sum(), batch.masked_total)
+
+
+def count_loss(predicted_BS: Tensor, batch: Batch) -> LossTerm:
+    """Huber loss of the log relative abundances that were masked."""
+    assert batch.count_masked is not None
+    error_BS = F.huber_loss(predicted_BS, batch.log_abundance, reduction="none")
+    return LossTerm((error_BS * batch.count_masked).sum(), batch.count_total)
+
+
+def target_loss(predicted_BO: Tensor, batch: Batch, target: Target) -> LossTerm:
+    """Loss of the target: cross entropy, or huber, mse, mae or quantile of the transformed number."""
+    assert batch.target is not None
+    if target.classes:
+        weights = predicted_BO.new_tensor(target.class_weights) if target.class_weights else None
+        loss_B = F.cross_entropy(predicted_BO, batch.target, weight=weights, reduction="none")
+        return LossTerm(loss_B.sum(), batch.global_size)
+    predicted_B = predicted_BO.squeeze(-1)
+    if target.loss == "quantile":
+        error_B = batch.target - predicted_B
+        loss_B = torch.maximum(target.quantile * error_B, (target.quantile - 1) * error_B)
+    else:
+        function = {"huber": F.huber_loss, "mse": F.mse_loss, "mae": F.l1_loss}[target.loss]
+        loss_B = function(predicted_B, batch.target, reduction="none")
+    return LossTerm(loss_B.sum(), batch.global_size)

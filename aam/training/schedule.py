@@ -1,0 +1,59 @@
+"""The learning rate as a pure function of the update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+DEFAULT_WARMUP = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then a cosine to 0 at the last update, and 0 after it.
+
+    Parameters
+    ----------
+    peak : float
+        Highest learning rate.
+    warmup : int
+        W, updates of warm-up.
+    total : int
+        T, updates of the run.
+    """
+
+    peak: float
+    warmup: int
+    total: int
+
+    def lr(self, update: int) -> float:
+        """Learning rate of an update, counted from 0."""
+        if update < self.warmup:
+            return self.peak * (update + 1) / self.warmup
+        span = max(1, self.total - 1 - self.warmup)
+        progress = min(1.0, (update - self.warmup) / span)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_schedule(peak: float, warmup: int | None, total: int) -> tuple[Schedule, str | None]:
+    """Schedule of a run, and a warning where the warm-up asked for is more than a tenth of it.
+
+    Parameters
+    ----------
+    peak : float
+        Highest learning rate.
+    warmup : int or None
+        Updates of warm-up; None: 10,000, at most a tenth of the run.
+    total : int
+        Updates of the run, accumulation counted in.
+    """
+    if warmup is None:
+        return Schedule(peak=peak, warmup=min(DEFAULT_WARMUP, total // 10), total=total), None
+    warning = None
+    if warmup > total / 10:
+        highest = peak * min(1.0, total / warmup) if warmup else peak
+        warning = (
+            f"WARNING: --warmup-steps {warmup} is {warmup / total:.0%} of the {total} updates of this run; "
+            f"the learning rate will reach {highest:.3g} of {peak:.3g} at most"
+        )
+    return Schedule(peak=peak, warmup=warmup, total=total), warning

@@ -1,0 +1,129 @@
+"""Targets in their own units, and as the model learns them: one object each way, kept in the checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetTransform:
+    """`(f(y) - shift) / scale`, with f the identity or log(1 + y).
+
+    Parameters
+    ----------
+    kind : str
+        none, zscore, minmax or log1p-zscore.
+    shift, scale : float
+        Fitted on the training samples.
+    """
+
+    kind: str = "none"
+    shift: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def fit(cls, kind: str, values: np.ndarray) -> TargetTransform:
+        """Fit on the training targets [n], in their own units.
+
+        Raises
+        ------
+        ValueError
+            For an unknown kind, a constant target, or log1p of values at or below -1.
+        """
+        if kind not in ("none", "zscore", "minmax", "log1p-zscore"):
+            raise ValueError(f"target transform must be none, zscore, minmax or log1p-zscore, not {kind!r}")
+        if kind == "none":
+            return cls()
+        if kind == "log1p-zscore" and values.min() <= -1:
+            raise ValueError(
+                f"--target-transform log1p-zscore needs targets above -1; the lowest is {values.min():g}"
+            )
+        if values.min() == values.max():
+            raise ValueError(f"the target is {values[0]:g} for all training samples: nothing to learn")
+        if kind == "minmax":
+            return cls(kind=kind, shift=float(values.min()), scale=float(np.ptp(values)))
+        scaled = np.log1p(values) if kind == "log1p-zscore" else values
+        return cls(kind=kind, shift=float(scaled.mean()), scale=float(scaled.std()))
+
+    def forward(self, values: np.ndarray) -> np.ndarray:
+        """Own units to what the model learns."""
+        values = np.log1p(values) if self.kind == "log1p-zscore" else values
+        return (values - self.shift) / self.scale
+
+    def inverse(self, values: np.ndarray) -> np.ndarray:
+        """What the model says to own units."""
+        values = np.asarray(values, dtype=np.float64) * self.scale + self.shift
+        return np.expm1(np.minimum(values, math.log(1e30))) if self.kind == "log1p-zscore" else values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What stage 2 predicts: part of every checkpoint.
+
+    Parameters
+    ----------
+    column : str
+        Metadata column.
+    classes : tuple of str
+        Names of the classes in the order of the model's outputs; empty for a number.
+    transform : TargetTransform
+        Of a number.
+    loss : str
+        huber, mse, mae or quantile; cross_entropy for classes.
+    quantile : float
+        Which one, for the quantile loss.
+    class_weights : tuple of float
+        Of the cross entropy; empty for none.
+    """
+
+    column: str
+    classes: tuple[str, ...] = ()
+    transform: TargetTransform = TargetTransform()
+    loss: str = "huber"
+    quantile: float = 0.5
+    class_weights: tuple[float, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the model."""
+        return len(self.classes) or 1
+
+    def encode(self, values: Sequence[Any]) -> np.ndarray:
+        """Targets in own units or class names to what batches hold, float32 or int64 [n].
+
+        Raises
+        ------
+        ValueError
+            For a class that the training samples do not have.
+        """
+        if not self.classes:
+            return self.transform.forward(np.asarray(values, dtype=np.float64)).astype(np.float32)
+        code = {name: i for i, name in enumerate(self.classes)}
+        unknown = sorted({v for v in values if v not in code})
+        if unknown:
+            raise ValueError(
+                f"column {self.column!r}: classes {unknown} are in the validation samples but in no training "
+                f"sample (which have {list(self.classes)})"
+            )
+        return np.asarray([code[v] for v in values], dtype=np.int64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Target:
+        """The reverse of `to_dict`, also after a trip through JSON."""
+        return cls(
+            **{
+                **data,
+                "classes": tuple(data["classes"]),
+                "class_weights": tuple(data["class_weights"]),
+                "transform": TargetTransform(**data["transform"]),
+            }
+        )

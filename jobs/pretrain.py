@@ -1,0 +1,23 @@
+"""Stage 1: pre-train a SequenceEncoder on UniFrac distances and masked nucleotides."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
+
+from aam.cli import main
+from aam.config import PretrainConfig
+from aam.distributed.run import run
+from aam.distributed.summary import summarise
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Run stage 1."""
+    result = run(config)
+    data = "" if config.data.table is None else " --table ... --metadata ... --target COLUMN"
+    following = f"python jobs/train.py{data} --pretrained {config.output_dir} --output-dir RUN"
+    print(summarise("stage 1", result, following))
+
+
+if __name__ == "__main__":
+    main(PretrainConfig, pretrain)

@@ -1,0 +1,22 @@
+"""Stage 2: train a SequencePredictor for a column of the metadata."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
+
+from aam.cli import main
+from aam.config import TrainConfig
+from aam.distributed.run import run
+from aam.distributed.summary import summarise
+
+
+def train(config: TrainConfig) -> None:
+    """Run stage 2."""
+    result = run(config)
+    following = f"python jobs/predict.py --checkpoint {config.output_dir} --table T.biom --output predictions.tsv"
+    print(summarise("stage 2", result, following))
+
+
+if __name__ == "__main__":
+    main(TrainConfig, train)
