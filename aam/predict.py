@@ -10,8 +10,9 @@ import torch
 
 from aam.config import DataConfig, PredictConfig
 from aam.data.batches import BatchPlan, EpochBatches
-from aam.data.dataset import PreparedDataset, prepare
+from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
+from aam.data.prepare import prepare
 from aam.training import checkpoint
 from aam.training.asv_cache import ASVCache
 from aam.training.checkpoint import Checkpoint

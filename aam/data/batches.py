@@ -1,8 +1,8 @@
 """Samples to batches: every worker makes its own share, knowing what the others make.
 
 The draw of a sample is cheap and a pure function, so each worker draws the whole batch (its ASVs and reads)
-and builds tensors for its own samples only. That gives each the UniFrac distances to all samples of the batch,
-and the totals by which sums over the workers are divided, without any communication.
+and builds tensors for its own samples only. That gives each the UniFrac distances to all samples of the
+batch, and the totals by which sums over the workers are divided, without any communication.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from aam.config import DataContract
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW, draw_sample, generator
 from aam.data.unifrac import unweighted_unifrac
+
+Draw = tuple[np.ndarray, np.ndarray]
+"""ASVs of a sample, ascending, and their reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ def build_batch(
     rank, world : int
         This worker, and the number of workers.
     """
-    ids = [plan.sample_ids[p] for p in positions]
+    ids = [plan.sample_ids[int(p)] for p in positions]
     draws = []
     for sample_id in ids:
         asvs, counts = plan.dataset.sample(plan.dataset.row[sample_id])
@@ -129,7 +132,7 @@ def build_batch(
     )
 
 
-def _slots(draws: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _slots(draws: list[Draw]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distinct ASVs [U] of some samples; slots [B, S] that point at them, their mask and log abundance."""
     distinct = np.unique(np.concatenate([asvs for asvs, _ in draws]))
     width = max(len(asvs) for asvs, _ in draws)
@@ -145,7 +148,7 @@ def _slots(draws: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.n
 
 def _nucleotide_mask(
     plan: BatchPlan,
-    draws: list[tuple[np.ndarray, np.ndarray]],
+    draws: list[Draw],
     shares: list[np.ndarray],
     rank: int,
     distinct: np.ndarray,
@@ -165,7 +168,7 @@ def _nucleotide_mask(
     position = np.argsort(order, axis=1, kind="stable")[:, : number.max()] + 1  # START is never masked
     own = np.searchsorted(everywhere, distinct)
     valid = np.arange(position.shape[1]) < number[own, None]
-    before = np.unique(np.concatenate([np.zeros(0, dtype=distinct.dtype), *of_ranks[:rank]]))
+    before = np.concatenate(of_ranks[:rank]) if rank else np.zeros(0, dtype=distinct.dtype)
     first_here = ~np.isin(distinct, before)
     position = np.where(valid, position[own], position[own, :1])
     return {
@@ -178,7 +181,7 @@ def _nucleotide_mask(
 def _count_mask(
     plan: BatchPlan,
     ids: list[str],
-    draws: list[tuple[np.ndarray, np.ndarray]],
+    draws: list[Draw],
     own: slice,
     shape: tuple[int, ...],
     epoch: int,

@@ -37,8 +37,12 @@ class AmpliconTable:
     """Ids in the order of the file, always text."""
     sequences: list[str]
     """DNA of each ASV, upper case, U written as T; sorted ascending, distinct."""
+    feature_ids: list[str]
+    """The table's own name of each ASV (of the first, where several have one sequence): trees may use it."""
     counts: sparse.csr_array
     """int64 [samples, ASVs], no explicit zeros."""
+    dropped_samples: dict[str, str]
+    """Samples of the file that are not here, and why."""
     notes: tuple[str, ...]
     """What a user should be told: what was dropped or merged, and why."""
 
@@ -69,11 +73,13 @@ def read_table(path: Path, sequences: Path | None = None) -> AmpliconTable:
     notes = _dropped_note(features, kept_columns, "feature is all zero", "features are all zero")
     notes += _dropped_note(samples, kept_rows, "sample has no reads", "samples have no reads")
     features = [features[i] for i in kept_columns]
+    read_from = set(kept_rows.tolist())
+    dropped = {name: "no reads" for i, name in enumerate(samples) if i not in read_from}
     samples = [samples[i] for i in kept_rows]
     counts = counts[kept_rows][:, kept_columns]
 
     dna = _sequences_of(features, path, sequences)
-    distinct, column = np.unique(np.array(dna, dtype=object), return_inverse=True)
+    distinct, first, column = np.unique(np.array(dna, dtype=object), return_index=True, return_inverse=True)
     if len(distinct) < len(dna):
         notes.append(_merge_note(features, dna, len(dna) - len(distinct)))
     rows = np.repeat(np.arange(len(samples)), np.diff(counts.indptr))
@@ -81,7 +87,14 @@ def read_table(path: Path, sequences: Path | None = None) -> AmpliconTable:
     merged = sparse.csr_array(
         (counts.data, (rows, column[counts.indices])), shape=shape
     )  # sums equal cells, sorts
-    return AmpliconTable(sample_ids=samples, sequences=distinct.tolist(), counts=merged, notes=tuple(notes))
+    return AmpliconTable(
+        sample_ids=samples,
+        sequences=distinct.tolist(),
+        feature_ids=[features[i] for i in first],
+        counts=merged,
+        dropped_samples=dropped,
+        notes=tuple(notes),
+    )
 
 
 def read_newick(path: Path) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedGroupKFold, StratifiedShuffleSplit
+from skbio.metadata.base import is_id_header
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
+
+from aam.data.files import Kind, decode, file_kind, some
+
+_EXPECTED = "a text file of sample ids, one a line"
+_GROUPED_DRAWS = 100
+"""Splits by group that are drawn, to keep the one whose sizes come out best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,38 +28,41 @@ class Split:
     notes: tuple[str, ...] = ()
 
 
-def name_some(ids: Sequence[str], limit: int = 5) -> str:
-    """The first few ids, and how many there are beyond."""
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(ids[:limit]) + more
+def describe_dropped(dropped: dict[str, str]) -> list[str]:
+    """Say how many samples were dropped, one text for each reason; `dropped` is sample id to reason."""
+    by_reason: dict[str, list[str]] = {}
+    for sample, reason in dropped.items():
+        by_reason.setdefault(reason, []).append(sample)
+    return [
+        f"{len(ids)} sample{'s' if len(ids) > 1 else ''} dropped: {reason} ({some(ids)})"
+        for reason, ids in by_reason.items()
+    ]
 
 
 def read_ids(path: Path) -> list[str]:
-    """Sample ids of a file, one a line (only its first column, if there are tabs).
+    """Sample ids of a file, one a line; of a table with tabs, such as QIIME 2 metadata, its first column.
 
     Raises
     ------
     ValueError
         For a missing or empty file, or an id that stands in it twice.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file of sample ids")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file of sample ids, one a line") from None
-    ids = [line.split("\t")[0].strip() for line in lines if line.strip()]
+    kind = file_kind(path, _EXPECTED)
+    if kind not in (Kind.TABBED, Kind.TEXT):
+        raise ValueError(f"{path}: expected {_EXPECTED}, found {kind}")
+    lines = decode(path.read_bytes(), path).splitlines()
+    ids = [cell for line in lines if (cell := line.split("\t")[0].strip())]
+    if ids and is_id_header(ids[0]):
+        ids = ids[1:]
     if not ids:
-        raise ValueError(f"{path}: holds no sample id")
-    repeated = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+        raise ValueError(f"{path}: expected {_EXPECTED}, found none")
+    repeated = [name for name, times in Counter(ids).items() if times > 1]
     if repeated:
-        raise ValueError(f"{path}: ids stand in it twice: {name_some(repeated)}")
+        raise ValueError(f"{path}: ids stand in it twice: {some(repeated)}; a sample counts once")
     return ids
 
 
-def split_from_files(
-    files: dict[str, Path | None], usable: Sequence[str], dropped: dict[str, str]
-) -> Split:
+def split_from_files(files: dict[str, Path | None], usable: Sequence[str], dropped: dict[str, str]) -> Split:
     """Split by id files.
 
     Parameters
@@ -68,28 +79,35 @@ def split_from_files(
     ValueError
         For an id that the table does not have, that is in two files, or a part with nothing left.
     """
-    known, owner, parts, notes = set(usable), {}, {}, []
+    known = set(usable)
+    owner: dict[str, str] = {}
+    parts: dict[str, list[str]] = {}
+    notes = []
     for part, path in files.items():
         ids = [] if path is None else read_ids(path)
         unknown = [i for i in ids if i not in known and i not in dropped]
         if unknown:
             raise ValueError(
-                f"{path}: {len(unknown)} of {len(ids)} ids are not in the table: {name_some(unknown)}; "
-                f"the table's ids look like {name_some(list(usable), 3)}"
+                f"{path}: {len(unknown)} of {len(ids)} ids are not in the table: {some(unknown)}; "
+                f"the table's ids look like {', '.join(usable[:3])}"
             )
         twice = [i for i in ids if i in owner]
         if twice:
-            raise ValueError(f"{path}: {name_some(twice)} also in the {owner[twice[0]]} ids; a sample has one part")
+            raise ValueError(
+                f"{path}: ids that --{owner[twice[0]]}-ids lists too: {some(twice)}; a sample has one part"
+            )
         owner.update(dict.fromkeys(ids, part))
         parts[part] = [i for i in ids if i in known]
         lost = [i for i in ids if i not in known]
         if lost:
-            notes.append(f"{part}: {len(lost)} of {len(ids)} listed samples dropped: " + name_some(
-                [f"{i} ({dropped[i]})" for i in lost]))
+            notes += [f"--{part}-ids: {text}" for text in describe_dropped({i: dropped[i] for i in lost})]
         if ids and not parts[part]:
-            raise ValueError(f"{path}: none of its samples can be used, the first: {lost[0]} ({dropped[lost[0]]})")
+            raise ValueError(
+                f"{path}: none of its {len(ids)} samples can be used, the first: "
+                f"{lost[0]} ({dropped[lost[0]]})"
+            )
     unlisted = len(known - owner.keys())
-    if unlisted:
+    if unlisted and files["train"] is not None:
         notes.append(f"{unlisted} usable samples are in no id file and stay unused")
     return Split(train=parts["train"], val=parts["val"], test=parts.get("test", []), notes=tuple(notes))
 
@@ -109,7 +127,7 @@ def draw_split(
     usable : sequence of str
         Sample ids.
     val_fraction : float
-        Share of the samples (of the groups) that go to validation.
+        Share of the samples, and of each class, that goes to validation; by groups, as near as those allow.
     seed : int
         The same seed draws the same split.
     groups, classes : sequence of str, optional
@@ -126,17 +144,24 @@ def draw_split(
     members = None if groups is None else np.asarray(groups)[order]
     if members is not None and len(set(members)) < 2:
         raise ValueError(f"--group-column has one group only ({members[0]}): nothing to hold out")
-    if members is not None and labels is not None:
-        folds = min(max(2, round(1 / val_fraction)), len(set(members)))
-        splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    elif members is not None:
-        splitter = GroupShuffleSplit(n_splits=1, test_size=val_fraction, random_state=seed)
+    if members is not None:
+        splitter = GroupShuffleSplit(n_splits=_GROUPED_DRAWS, test_size=val_fraction, random_state=seed)
     elif labels is not None:
         splitter = StratifiedShuffleSplit(n_splits=1, test_size=val_fraction, random_state=seed)
     else:
         splitter = ShuffleSplit(n_splits=1, test_size=val_fraction, random_state=seed)
+    _, codes = np.unique(np.zeros(len(ids)) if labels is None else labels, return_inverse=True)
+    wanted = val_fraction * np.bincount(codes)
+
+    def unevenness(parts: tuple[np.ndarray, np.ndarray]) -> float:
+        return np.abs(np.bincount(codes[parts[1]], minlength=len(wanted)) - wanted).sum()
+
     try:
-        train, val = next(iter(splitter.split(ids, labels, members)))
+        # Groups differ in size and in what they hold: a single draw may be far from the share asked for.
+        train, val = min(splitter.split(ids, labels, members), key=unevenness)
     except ValueError as error:
-        raise ValueError(f"cannot draw a validation split of {val_fraction:g}: {error}") from None
+        raise ValueError(
+            f"cannot draw a validation split (--val-fraction {val_fraction:g}) of {len(ids)} samples: "
+            f"{error}; change the fraction, or list the samples by --train-ids and --val-ids"
+        ) from None
     return Split(train=ids[np.sort(train)].tolist(), val=ids[np.sort(val)].tolist())

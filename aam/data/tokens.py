@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aam.data.files import short
+
 PAD, A, C, G, T, START, MASK, N = range(8)
 VOCABULARY_SIZE = 8
 
@@ -41,7 +43,7 @@ def encode(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if (encoded == 255).any():
             position = int(np.argmax(encoded == 255))
             raise ValueError(
-                f"ASV {sequence[:20]}...: letter {sequence[position]!r} at position {position + 1} "
+                f"ASV {short(sequence)!r}: letter {sequence[position]!r} at position {position + 1} "
                 "is not a nucleotide (A, C, G, T, U or an IUPAC code)"
             )
         tokens[row, 1 : 1 + len(encoded)] = encoded

@@ -20,6 +20,20 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x_NTD: Tensor, key_mask_NT: Tensor | None) -> Tensor:
+        """Mix the items of each row.
+
+        Parameters
+        ----------
+        x_NTD : Tensor
+            Items.
+        key_mask_NT : Tensor of bool or None
+            True where there is an item, at least one in each row; None where all slots are full.
+
+        Returns
+        -------
+        Tensor [N, T, D]
+            What stands in empty slots means nothing.
+        """
         N, T, D = x_NTD.shape
         q, k, v = self.qkv(x_NTD).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         mask = None if key_mask_NT is None else key_mask_NT[:, None, None, :]
@@ -39,6 +53,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_NTD: Tensor, key_mask_NT: Tensor | None) -> Tensor:
+        """Items [N, T, D] to items [N, T, D]; see `Attention.forward` for the mask."""
         x_NTD = x_NTD + self.dropout(self.attention(self.attention_norm(x_NTD), key_mask_NT))
         return x_NTD + self.dropout(self.mlp(self.mlp_norm(x_NTD)))
 
@@ -52,6 +67,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x_NTD: Tensor, key_mask_NT: Tensor | None = None) -> Tensor:
+        """Items [N, T, D] to items [N, T, D]; see `Attention.forward` for the mask."""
         for block in self.blocks:
             x_NTD = block(x_NTD, key_mask_NT)
         return self.norm(x_NTD)
@@ -67,6 +83,7 @@ class AttentionPool(nn.Module):
         self.value = nn.Linear(dim, dim)
 
     def forward(self, x_NTD: Tensor, mask_NT: Tensor | None = None) -> Tensor:
+        """Items [N, T, D] to one vector a row, [N, D]; see `Attention.forward` for the mask."""
         N, T, D = x_NTD.shape
         score_NTH = self.score(x_NTD).float()
         if mask_NT is not None:
@@ -92,9 +109,25 @@ class SampleSummary(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor, log_abundance_BS: Tensor) -> Tensor:
-        present_BS1 = mask_BS[..., None].to(x_BSD.dtype)
-        richness_B1 = mask_BS.sum(dim=1, keepdim=True).to(x_BSD.dtype)
-        abundance_BS1 = log_abundance_BS.exp()[..., None].to(x_BSD.dtype) * present_BS1
+        """Summarise each sample.
+
+        Parameters
+        ----------
+        x_BSD : Tensor
+            Vectors of the ASVs.
+        mask_BS : Tensor of bool
+            True where a slot holds an ASV, at least one in each row.
+        log_abundance_BS : Tensor of float32
+            Natural log of the relative abundance.
+
+        Returns
+        -------
+        Tensor [B, D]
+        """
+        # float32 under autocast too: bfloat16 cannot tell 1,001 ASVs from 1,004.
+        present_BS1 = mask_BS[..., None].float()
+        richness_B1 = present_BS1.sum(dim=1)
+        abundance_BS1 = log_abundance_BS.exp()[..., None] * present_BS1
         summed_BSD, averaged_BSD = self.features(x_BSD).chunk(2, dim=-1)
         parts = [
             self.pool(x_BSD, mask_BS),
@@ -106,15 +139,17 @@ class SampleSummary(nn.Module):
 
 
 class AbundanceEmbedding(nn.Module):
-    """Vector of a log relative abundance; a learned one where the abundance is hidden."""
+    """Vector of a log relative abundance; with `hideable`, a learned one where the abundance is hidden."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, hideable: bool = False) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(1, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.hidden = nn.Parameter(torch.zeros(dim))
+        self.hidden = nn.Parameter(torch.zeros(dim)) if hideable else None
 
     def forward(self, log_abundance_BS: Tensor, hidden_BS: Tensor | None = None) -> Tensor:
+        """Log relative abundances [B, S] to vectors [B, S, D]; `hidden_BS` is True where one is hidden."""
         vector_BSD = self.mlp(log_abundance_BS[..., None] / 5)  # logs are 0 to -10: bring them near 1
         if hidden_BS is None:
             return vector_BSD
+        assert self.hidden is not None
         return torch.where(hidden_BS[..., None], self.hidden.to(vector_BSD.dtype), vector_BSD)

@@ -73,18 +73,19 @@ class SequenceEncoder(nn.Module):
         chunk_size : int, optional
             Distinct ASVs encoded at a time.
         asv_vectors : Tensor [U, D], optional
-            Vectors of the batch's ASVs, where they are known already.
+            Vectors of the batch's ASVs, where they are known already; no nucleotide is predicted then.
         """
-        logits = None
         if asv_vectors is None:
-            asv_vectors, logits = self.asv_encoder(
+            vectors_UD, logits_UKV = self.asv_encoder(
                 batch.tokens,
                 padded=batch.asvs_padded,
                 masked_position_UK=batch.masked_position,
                 chunk_size=chunk_size,
             )
+        else:
+            vectors_UD, logits_UKV = asv_vectors, None
         # An embedding look-up: its backward adds in a fixed order, plain indexing on CPU does not.
-        asvs_BSD = F.embedding(batch.slot, asv_vectors)
+        asvs_BSD = F.embedding(batch.slot, vectors_UD)
         states_BSD = self.transformer(asvs_BSD + self.abundance(batch.log_abundance), batch.slot_mask)
         summary_BD = self.summary(states_BSD, batch.slot_mask, batch.log_abundance)
         with torch.autocast(summary_BD.device.type, enabled=False):
@@ -96,7 +97,7 @@ class SequenceEncoder(nn.Module):
                 embedding=embedding_BD,
                 offset=self.distance_offset * 1.0,  # through the forward pass, where DDP sees it
                 scale=self.distance_log_scale.exp(),
-                nucleotide_logits=logits,
+                nucleotide_logits=logits_UKV,
             )
 
 
@@ -113,6 +114,7 @@ def unifrac_distances(rows_BD: Tensor, columns_GD: Tensor, offset: Tensor, scale
     Returns
     -------
     Tensor of float32 [B, G]
+        a, not 0, where a sample meets itself: such pairs are never scored.
     """
     squared_BG = (rows_BD[:, None] - columns_GD[None]).square().sum(dim=-1)
     # The square root has no gradient at 0, where a sample meets itself or its double.

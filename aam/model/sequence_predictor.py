@@ -53,7 +53,7 @@ class SequencePredictor(nn.Module):
         self.target_summary = SampleSummary(dim, heads)
         self.target_head = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, sizes.outputs))
         if sizes.count_head:
-            self.count_abundance = AbundanceEmbedding(dim)
+            self.count_abundance = AbundanceEmbedding(dim, hideable=True)
             self.count_encoder = Transformer(dim, heads, sizes.attention_layers, sizes.dropout)
             self.count_head = nn.Linear(dim, 1)
         self.train()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aam.batch import Batch
 from aam.data.dataset import PreparedDataset
+from aam.model.sequence_predictor import SequencePredictor
 
 CHUNK = 1024
 
@@ -34,13 +35,13 @@ class ASVCache:
         autocast: torch.dtype | None,
         chunk_size: int = CHUNK,
     ) -> None:
+        assert isinstance(predictor, SequencePredictor)
         self.encoder = predictor.base.asv_encoder
         self.autocast, self.chunk_size = autocast, chunk_size
-        parameter = next(predictor.parameters())
-        dim = predictor.base.sizes.embedding_dim
-        dtype = autocast or parameter.dtype
+        self.device = next(predictor.parameters()).device
         self.known = np.zeros(len(dataset.lengths), dtype=bool)
-        self.store = torch.zeros(len(dataset.lengths), dim, device=parameter.device, dtype=dtype)
+        # float32 under autocast too, as the encoder gives them: a kept vector equals one computed anew.
+        self.store = torch.zeros(len(dataset.lengths), predictor.base.sizes.embedding_dim, device=self.device)
 
     @torch.no_grad()
     def vectors(self, asvs_U: Tensor, batch: Batch) -> Tensor:
@@ -55,11 +56,11 @@ class ASVCache:
         """
         new = np.flatnonzero(~self.known[asvs_U.numpy()])
         if len(new):
-            rows = torch.from_numpy(new).to(self.store.device)
-            with torch.autocast(self.store.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            rows = torch.from_numpy(new).to(self.device)
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 encoded, _ = self.encoder(
                     batch.tokens[rows], padded=batch.asvs_padded, chunk_size=self.chunk_size
                 )
-            self.store[batch.asvs[rows]] = encoded.to(self.store.dtype)
+            self.store[batch.asvs[rows]] = encoded.float()
             self.known[asvs_U.numpy()[new]] = True
         return self.store[batch.asvs]

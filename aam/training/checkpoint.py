@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def save(
             "kind": type(model).__name__,
             "spec": spec.to_dict(),
             "metrics": state.history[-1] if state.history else {},
-            "versions": {name: version(name) for name in names},
+            "versions": {name: _version(name) for name in names},
         }
         (scratch / CONFIG).write_text(json.dumps(described, indent=1))
         torch.save({"loop": asdict(state), "optimizer": optimizer_state, "rng": rng_states}, scratch / STATE)
@@ -141,13 +141,34 @@ def save(
     replace_directory(path, write)
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # aam itself, run from the working directory of a Ray job
+        return "not installed"
+
+
 def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a directory under a temporary name, then put it in the place of `path`."""
+    """Fill a directory under a temporary name, then put it in the place of `path`.
+
+    Parameters
+    ----------
+    path : Path
+        One that is there already is whole until the new one is.
+    write : callable
+        Takes the directory to fill.
+    """
     scratch, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)  # a process was lost between the two renames below
     for leftover in (scratch, old):
         shutil.rmtree(leftover, ignore_errors=True)
     scratch.mkdir(parents=True)
-    write(scratch)
+    try:
+        write(scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     if path.exists():
         path.rename(old)
     scratch.rename(path)
@@ -167,6 +188,10 @@ def load(path: Path) -> Checkpoint:
     path : Path
         Its directory.
 
+    Returns
+    -------
+    Checkpoint
+
     Raises
     ------
     ValueError
@@ -177,7 +202,8 @@ def load(path: Path) -> Checkpoint:
     described = json.loads((path / CONFIG).read_text())
     if described.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: checkpoint of format {described.get('format_version')}, this version reads {FORMAT_VERSION}"
+            f"{path}: checkpoint of format {described.get('format_version')}, this version of aam reads "
+            f"format {FORMAT_VERSION}"
         )
     spec = ModelSpec.from_dict(described["spec"])
     model = spec.build()
@@ -186,7 +212,22 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, source: Path) -> None:
-    """Load weights, every one of them; any that is missing, left over or of another shape is an error."""
+    """Load weights, every one of them; any that is missing, left over or of another shape is an error.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not wrapped; changed in place, or not at all.
+    weights : dict of str to Tensor
+        A state dict.
+    source : Path
+        Where they come from, for the message.
+
+    Raises
+    ------
+    ValueError
+        Names the first few weights that do not fit.
+    """
     own = model.state_dict()
     wrong = [f"missing {k}" for k in own.keys() - weights.keys()]
     wrong += [f"unknown {k}" for k in weights.keys() - own.keys()]
@@ -196,13 +237,21 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, so
         if own[k].shape != weights[k].shape
     ]
     if wrong:
-        raise ValueError(f"{source}: {len(wrong)} weights do not fit the model: {', '.join(sorted(wrong)[:5])}")
+        raise ValueError(
+            f"{source}: {len(wrong)} weights do not fit the model: {', '.join(sorted(wrong)[:5])}"
+        )
     model.load_state_dict(weights)
 
 
 def load_training_state(
     path: Path,
 ) -> tuple[TrainingState, dict[str, Any], list[dict[str, torch.Tensor]]]:
-    """State of the loop, of the optimizer, and of the random generators of each worker."""
+    """State of the loop, of the optimizer, and of the random generators of each worker.
+
+    Parameters
+    ----------
+    path : Path
+        Directory of the checkpoint.
+    """
     saved = torch.load(path / STATE, map_location="cpu", weights_only=True)
     return TrainingState(**saved["loop"]), saved["optimizer"], saved["rng"]

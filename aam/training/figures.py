@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
@@ -14,7 +15,20 @@ MAX_POINTS = 20_000
 
 
 def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure]:
-    """Pictures by name: UniFrac and target, predicted against true; for classes the confusion matrix."""
+    """Pictures of what was predicted; predicted against true or, for classes, the confusion matrix.
+
+    Parameters
+    ----------
+    arrays : EpochArrays
+        Predictions and truths, all of them finite.
+    target : Target or None
+        None in stage 1.
+
+    Returns
+    -------
+    dict of str to Figure
+        Those of `unifrac`, `target`, `confusion_matrix` and `counts` that the predictions allow.
+    """
     figures = {}
     if arrays.unifrac is not None and arrays.unifrac_true is not None:
         figures["unifrac"] = _scatter(arrays.unifrac_true, arrays.unifrac, "UniFrac distance")
@@ -26,12 +40,11 @@ def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure
             predicted = target.transform.inverse(arrays.target[:, 0])
             figures["target"] = _scatter(truth, predicted, target.column)
     if arrays.count is not None and arrays.count_true is not None:
-        truth, predicted = arrays.count_true, arrays.count
-        figures["counts"] = _scatter(truth, predicted, "log relative abundance of masked ASVs")
+        figures["counts"] = _scatter(arrays.count_true, arrays.count, "log relative abundance of masked ASVs")
     return figures
 
 
-def _new_figure() -> tuple[Figure, object]:
+def _new_figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5, 5), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
@@ -39,7 +52,7 @@ def _new_figure() -> tuple[Figure, object]:
 
 def _scatter(truth: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
     figure, axes = _new_figure()
-    stride = -(-len(truth) // MAX_POINTS)
+    stride = -(-len(truth) // MAX_POINTS)  # more points than that show nothing more
     axes.plot(truth[::stride], predicted[::stride], ".", alpha=0.4, markersize=4)
     low, high = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
     axes.plot([low, high], [low, high], "k-", linewidth=0.8)
@@ -52,9 +65,9 @@ def _confusion(truth: np.ndarray, predicted: np.ndarray, target: Target) -> Figu
     ConfusionMatrixDisplay.from_predictions(
         truth,
         predicted,
-        labels=range(len(target.classes)),
+        labels=np.arange(len(target.classes)),
         display_labels=target.classes,
-        xticks_rotation=30,
+        xticks_rotation="vertical",
         colorbar=False,
         ax=axes,
     )

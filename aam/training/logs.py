@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class RunLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         done = int(history[-1]["epoch"]) if history else 0
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         with (folder / "metrics.jsonl").open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in history)
 
@@ -50,7 +51,17 @@ class RunLog:
         self.writer.flush()
 
     def histograms(self, model: nn.Module, gradients: dict[str, torch.Tensor], epoch: int) -> None:
-        """Weights, and the gradients of the epoch's last update as they were before they were cleared."""
+        """Weights and gradients, by the names of the parameters.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Not wrapped.
+        gradients : dict of str to Tensor
+            Of the epoch's last update, as they were before they were cleared.
+        epoch : int
+            From 1.
+        """
         if self.writer is None:
             return
         for name, parameter in model.named_parameters():
@@ -101,7 +112,7 @@ def format_loss(value: float) -> str:
 
 
 class ProgressBar:
-    """Bar of an epoch on the first worker: `Epoch 5/100`, and step, running mean of the loss and lr behind it.
+    """Bar of an epoch on the first worker: `Epoch 5/100`, then step, running mean of the loss, and lr.
 
     Parameters
     ----------
@@ -115,7 +126,9 @@ class ProgressBar:
         Where to; standard error by default.
     """
 
-    def __init__(self, epoch: int, epochs: int, steps: int, *, shown: bool, file=None) -> None:
+    def __init__(
+        self, epoch: int, epochs: int, steps: int, *, shown: bool, file: TextIO | None = None
+    ) -> None:
         stream = file or sys.stderr
         # In a log each refresh is a line: a few of them are enough.
         interval = 0.1 if stream.isatty() else 20.0
@@ -129,19 +142,19 @@ class ProgressBar:
             dynamic_ncols=True,
         )
         self.steps = steps
+        self.loss = ""
 
     def due(self, step: int) -> bool:
-        """Whether a look at the loss is worth waiting for the device: at the last step, and now and then."""
-        return step == self.steps or step % 20 == 0
+        """Whether a look at the loss is worth waiting for the device: at both ends, and now and then."""
+        return step in (1, self.steps) or step % 20 == 0
 
     def advance(self, step: int, loss: float | None, lr: float) -> None:
-        """One step further; the loss where it was looked at."""
+        """One step further; the loss stays as it was last seen where it is None."""
         if loss is not None:
-            text = f"Step {step}/{self.steps}, Loss {format_loss(loss)}, LR {lr:.2e}"
-            self.bar.set_postfix_str(text, refresh=False)
+            self.loss = f"Loss {format_loss(loss)}, "
+        self.bar.set_postfix_str(f"Step {step}/{self.steps}, {self.loss}LR {lr:.2e}", refresh=False)
         self.bar.update(1)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
-        self.bar.refresh()
+        """Show the bar once more and leave it."""
         self.bar.close()

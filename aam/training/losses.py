@@ -28,7 +28,7 @@ class LossTerm:
 
     @property
     def share(self) -> Tensor:
-        """This worker's share of the mean."""
+        """Share of this worker in the mean."""
         return self.sum / self.count
 
 
@@ -57,7 +57,7 @@ class LossWeights:
     nuc: float = 0.0
 
     def total(self, losses: Losses) -> Tensor:
-        """This worker's share of the weighted total."""
+        """Share of this worker in the weighted total."""
         shares = [getattr(self, name) * term.share for name, term in losses.present().items()]
         return torch.stack(shares).sum()
 

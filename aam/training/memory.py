@@ -19,7 +19,7 @@ class OutOfMemoryError(RuntimeError):
 
 def clear_cache(config: LoopConfig, moment: str) -> None:
     """Hand cached memory back after a `batch` or an `epoch`, where the settings say so."""
-    wanted = config.clear_cache == moment or (config.clear_cache == "batch" and moment == "epoch")
+    wanted = config.clear_cache == moment or config.clear_cache == "batch"
     if wanted and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -44,23 +44,36 @@ def out_of_memory_advice(config: LoopConfig, *, token_limit: int, workers: int) 
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        used = ""
-        if torch.cuda.is_available():
-            gib = 2**30
-            total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-            used = f" ({torch.cuda.max_memory_reserved() / gib:.1f} of {total / gib:.1f} GiB reserved)"
-        chunk = config.asv_chunk_size
-        share = config.batch_size // workers
-        accumulation = config.gradient_accumulation_steps
-        raise OutOfMemoryError(
-            f"GPU out of memory{used} with {share} samples a worker of up to {token_limit} ASVs each. "
-            "Lower, the most effective first: "
-            f"--token-limit (now {token_limit}); "
-            f"--batch-size (now {config.batch_size} over {workers} workers); "
-            f"--asv-chunk-size (now {'all ASVs at once' if chunk is None else chunk}; try {(chunk or 512) // 2}); "
-            f"--gradient-accumulation-steps (now {accumulation}; {accumulation * 2} with half the batch size "
-            "keeps the samples of an update); "
-            f"--use-expandable-segments (now {'on' if config.use_expandable_segments else 'off'}). "
-            f"CUDA said: {str(error).splitlines()[0] if str(error) else 'nothing'}"
-        ) from None
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(_advice(config, token_limit, workers, error)) from None
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Also where it is not torch's allocator that found no memory, but the driver or cuBLAS."""
+    named = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(name in str(error) for name in named)
+
+
+def _advice(config: LoopConfig, token_limit: int, workers: int, error: RuntimeError) -> str:
+    used = ""
+    if torch.cuda.is_available():
+        gib = 2**30
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        used = f" ({torch.cuda.max_memory_reserved() / gib:.1f} of {total / gib:.1f} GiB reserved)"
+    share = -(-config.batch_size // workers)
+    chunk, accumulation = config.asv_chunk_size, config.gradient_accumulation_steps
+    smaller_chunk = 256 if chunk is None else max(1, chunk // 2)
+    said = str(error).splitlines()
+    return (
+        f"GPU out of memory{used} with {share} samples a worker of up to {token_limit} ASVs each. "
+        "What to change, the most effective first: "
+        f"--token-limit (now {token_limit}; lower); "
+        f"--batch-size (now {config.batch_size} over {workers} workers; lower); "
+        f"--asv-chunk-size (now {'all ASVs at once' if chunk is None else chunk}; try {smaller_chunk}); "
+        f"--gradient-accumulation-steps (now {accumulation}; {accumulation * 2} with half the batch size "
+        "keeps the samples of an update); "
+        f"--use-expandable-segments (now {'on' if config.use_expandable_segments else 'off'}). "
+        f"CUDA said: {said[0] if said else 'nothing'}"
+    )

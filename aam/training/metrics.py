@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from sklearn import metrics as sk
 
 from aam.batch import Batch
-from aam.training.collectives import all_reduce_sum, gather_array
+from aam.training.collectives import all_reduce_sum, gather_array, world_size
 from aam.training.losses import Losses
 from aam.training.step import Objective, Predictions
 from aam.training.targets import Target
@@ -18,7 +18,15 @@ from aam.training.targets import Target
 
 @dataclass
 class EpochRecord:
-    """Sums of the losses, and the predictions, of an epoch. Nothing waits for the device before the end."""
+    """Sums of the losses, and the predictions, of an epoch. Nothing waits for the device before the end.
+
+    Parameters
+    ----------
+    objective : Objective
+        Weights of the total.
+    device : torch.device
+        Of this worker.
+    """
 
     objective: Objective
     device: torch.device
@@ -30,10 +38,20 @@ class EpochRecord:
     def add(
         self, batch: Batch, losses: Losses, predictions: Predictions, finite: torch.Tensor | None = None
     ) -> None:
-        """Add a step; one that was skipped for a non-finite loss adds nothing to the sums."""
+        """Add a step.
+
+        Parameters
+        ----------
+        batch : Batch
+            On the device.
+        losses, predictions : Losses, Predictions
+            Of the step.
+        finite : Tensor of bool [], optional
+            False where the loss was not finite on this worker, which then adds nothing to the sums.
+        """
         for name, term in losses.present().items():
-            value = term.sum.detach()
-            count = torch.full((), float(term.count), device=self.device)
+            value = term.sum.detach().double()  # float32 does not count beyond 2 ** 24 nucleotides
+            count = torch.full((), term.count, dtype=torch.float64, device=self.device)
             if finite is not None:
                 value, count = torch.where(finite, value, 0.0), torch.where(finite, count, 0.0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -54,7 +72,7 @@ class EpochRecord:
                 count_masked=batch.count_masked.flatten(),
             )
         if predictions.nucleotides_right is not None:
-            self._keep(right=predictions.nucleotides_right)
+            self._keep(right=predictions.nucleotides_right[None])
             self.masked_total += batch.masked_total
 
     def _keep(self, **tensors: torch.Tensor) -> None:
@@ -62,24 +80,26 @@ class EpochRecord:
             self.kept.setdefault(name, []).append(tensor)
 
     def losses(self) -> dict[str, float]:
-        """Mean of each loss over all workers, and their weighted total."""
-        totals = all_reduce_sum(torch.stack(list(self.sums.values())).double()).tolist()
-        counts = torch.stack(list(self.counts.values())).tolist()
-        means = {name: total / max(n, 1.0) for name, total, n in zip(self.sums, totals, counts, strict=True)}
-        total = sum(getattr(self.objective.weights, name) * mean for name, mean in means.items())
+        """Mean of each loss over all workers, and their weighted total; absent where no step was finite."""
+        totals = all_reduce_sum(torch.stack(list(self.sums.values()))).tolist()
+        # A step's count is that of all workers, and each has added it, save those whose share was not finite.
+        counts = (all_reduce_sum(torch.stack(list(self.counts.values()))) / world_size()).tolist()
+        if min(counts) == 0:
+            return {}
+        means = {name: total / n for name, total, n in zip(self.sums, totals, counts, strict=True)}
+        total = sum((getattr(self.objective.weights, name) * mean for name, mean in means.items()), 0.0)
         return {"total_loss": total} | {f"{name}_loss": mean for name, mean in means.items()}
 
     def arrays(self) -> EpochArrays:
         """Predictions and truths of all workers."""
-        host = {name: torch.cat([t.reshape(-1) if name != "target" else t for t in parts]).cpu().numpy()
-                for name, parts in self.kept.items()}  # fmt: skip
+        host = {name: torch.cat(parts).cpu().numpy() for name, parts in self.kept.items()}
         found = EpochArrays()
         if "count" in host:
             masked = host.pop("count_masked")
             host["count"], host["count_true"] = host["count"][masked], host["count_true"][masked]
         if "right" in host:
-            right = all_reduce_sum(torch.tensor(host.pop("right").sum(), device=self.device))
-            found.nucleotide_accuracy = right.item() / self.masked_total
+            own = torch.tensor(host.pop("right").sum(dtype=np.float64), device=self.device)
+            found.nucleotide_accuracy = all_reduce_sum(own).item() / self.masked_total
         for name, values in host.items():
             gathered = gather_array(values.reshape(-1), self.device)
             setattr(found, name, gathered.reshape(-1, *values.shape[1:]))
@@ -104,22 +124,29 @@ class EpochArrays:
         """All metrics that the predictions allow, by tag; one that is not defined is absent."""
         found: dict[str, float] = {}
         if self.unifrac is not None and self.unifrac_true is not None:
-            found |= _named("unifrac_", regression_metrics(self.unifrac_true, self.unifrac), ("mae", "r2"))
-            spread = self.unifrac_true.std()
-            if spread > 0:
-                found["unifrac_std_ratio"] = float(self.unifrac.std() / spread)  # near 0: collapsed
+            truth, predicted = _finite_rows(self.unifrac_true, self.unifrac)
+            found |= _named("unifrac_", regression_metrics(truth, predicted), ("mae", "r2"))
+            if len(truth) > 1 and np.ptp(truth) > 0:
+                found["unifrac_std_ratio"] = float(predicted.std() / truth.std())  # near 0: collapsed
         if self.nucleotide_accuracy is not None:
             found["nuc_accuracy"] = self.nucleotide_accuracy
         if self.count is not None and self.count_true is not None:
-            values = regression_metrics(self.count_true, self.count)
+            values = regression_metrics(*_finite_rows(self.count_true, self.count))
             found |= _named("count_", values, ("mae", "r2"))
         if target is not None and self.target is not None and self.target_true is not None:
+            truth, predicted = _finite_rows(self.target_true, self.target)
             if target.classes:
-                found |= classification_metrics(self.target_true, class_probabilities(self.target))
+                found |= classification_metrics(truth, class_probabilities(predicted))
             else:
-                truth = target.transform.inverse(self.target_true)
-                found |= regression_metrics(truth, target.transform.inverse(self.target[:, 0]))
+                inverse = target.transform.inverse
+                found |= regression_metrics(inverse(truth), inverse(predicted[:, 0]))
         return found
+
+
+def _finite_rows(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those that can be scored: a step that was skipped for a non-finite loss has left others."""
+    finite = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)
+    return truth[finite], predicted[finite]
 
 
 def _named(prefix: str, values: dict[str, float], names: tuple[str, ...]) -> dict[str, float]:
@@ -133,8 +160,16 @@ def class_probabilities(scores: np.ndarray) -> np.ndarray:
 
 
 def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """MAE, RMSE, R2 and Spearman's correlation; the last two only where they are defined."""
+    """MAE, RMSE, R2 and Spearman's correlation; each only where it is defined.
+
+    Parameters
+    ----------
+    truth, predicted : ndarray [n]
+        In the same units.
+    """
     truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    if len(truth) == 0:
+        return {}
     found = {
         "mae": float(sk.mean_absolute_error(truth, predicted)),
         "rmse": float(sk.root_mean_squared_error(truth, predicted)),
@@ -142,7 +177,7 @@ def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, fl
     if len(truth) > 1 and np.ptp(truth) > 0:
         found["r2"] = float(sk.r2_score(truth, predicted))
         if np.ptp(predicted) > 0:
-            found["spearman"] = float(spearmanr(truth, predicted).statistic)
+            found["spearman"] = float(spearmanr(truth, predicted)[0])  # pyright: ignore[reportArgumentType]
     return found
 
 
@@ -155,15 +190,17 @@ def classification_metrics(truth: np.ndarray, probabilities: np.ndarray) -> dict
         Class codes.
     probabilities : ndarray [n, classes]
     """
+    if len(truth) == 0:
+        return {}
     predicted = probabilities.argmax(axis=1)
     present = np.unique(truth)
+    # The mean recall over the classes that occur; scikit-learn's own warns when others were predicted.
+    recall = sk.recall_score(truth, predicted, labels=present, average="macro")
+    macro_f1 = sk.f1_score(truth, predicted, average="macro")
     found = {
         "accuracy": float(sk.accuracy_score(truth, predicted)),
-        # The mean recall over the classes that occur; scikit-learn warns when others were predicted.
-        "balanced_accuracy": float(
-            sk.recall_score(truth, predicted, labels=present, average="macro", zero_division=0)
-        ),
-        "macro_f1": float(sk.f1_score(truth, predicted, average="macro", zero_division=0)),
+        "balanced_accuracy": float(recall),
+        "macro_f1": float(macro_f1),
     }
     classes = probabilities.shape[1]
     if len(present) == classes and classes > 1:

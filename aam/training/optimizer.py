@@ -45,8 +45,8 @@ def update(optimizer: torch.optim.Optimizer, loss_finite: Tensor, *, lr: float, 
     Returns
     -------
     skipped : Tensor of float32 []
-        1 where loss or gradients were not finite on some worker, and the weights were left as they are. On the
-        device: reading it is the caller's choice.
+        1 where loss or gradients were not finite on some worker, and weights and state were left as they are.
+        On the device: reading it is the caller's choice.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm, foreach=True)

@@ -28,6 +28,8 @@ class Schedule:
 
     def lr(self, update: int) -> float:
         """Learning rate of an update, counted from 0."""
+        if update >= self.total:
+            return 0.0
         if update < self.warmup:
             return self.peak * (update + 1) / self.warmup
         span = max(1, self.total - 1 - self.warmup)
@@ -51,9 +53,10 @@ def make_schedule(peak: float, warmup: int | None, total: int) -> tuple[Schedule
         return Schedule(peak=peak, warmup=min(DEFAULT_WARMUP, total // 10), total=total), None
     warning = None
     if warmup > total / 10:
-        highest = peak * min(1.0, total / warmup) if warmup else peak
         warning = (
-            f"WARNING: --warmup-steps {warmup} is {warmup / total:.0%} of the {total} updates of this run; "
-            f"the learning rate will reach {highest:.3g} of {peak:.3g} at most"
+            f"WARNING: --warmup-steps {warmup} is {warmup / total:.0%} of the {total} updates of this run"
         )
+        if warmup > total:
+            highest = peak * total / warmup
+            warning += f": the learning rate reaches {highest:.3g} at the end, never --lr {peak:.3g}"
     return Schedule(peak=peak, warmup=warmup, total=total), warning

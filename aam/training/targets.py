@@ -28,7 +28,14 @@ class TargetTransform:
 
     @classmethod
     def fit(cls, kind: str, values: np.ndarray) -> TargetTransform:
-        """Fit on the training targets [n], in their own units.
+        """Fit a transform.
+
+        Parameters
+        ----------
+        kind : str
+            Which one.
+        values : ndarray of float64 [n]
+            Targets of the training samples alone, in their own units.
 
         Raises
         ------
@@ -43,20 +50,21 @@ class TargetTransform:
             raise ValueError(
                 f"--target-transform log1p-zscore needs targets above -1; the lowest is {values.min():g}"
             )
-        if values.min() == values.max():
-            raise ValueError(f"the target is {values[0]:g} for all training samples: nothing to learn")
-        if kind == "minmax":
-            return cls(kind=kind, shift=float(values.min()), scale=float(np.ptp(values)))
         scaled = np.log1p(values) if kind == "log1p-zscore" else values
-        return cls(kind=kind, shift=float(scaled.mean()), scale=float(scaled.std()))
+        spread = float(np.ptp(values) if kind == "minmax" else scaled.std())
+        # Where all values are the same, rounding can leave a spread.
+        if values.min() == values.max() or spread == 0:
+            raise ValueError(f"the target is {values[0]:g} for all training samples: nothing to learn")
+        return cls(kind=kind, shift=float(scaled.min() if kind == "minmax" else scaled.mean()), scale=spread)
 
     def forward(self, values: np.ndarray) -> np.ndarray:
-        """Own units to what the model learns."""
+        """Own units [n] to what the model learns."""
         values = np.log1p(values) if self.kind == "log1p-zscore" else values
         return (values - self.shift) / self.scale
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
-        """What the model says to own units."""
+        """What the model says [n] to own units, in float64."""
+        # A wild prediction stays below 1e30, where the square of an error is still a number.
         values = np.asarray(values, dtype=np.float64) * self.scale + self.shift
         return np.expm1(np.minimum(values, math.log(1e30))) if self.kind == "log1p-zscore" else values
 

@@ -1,0 +1,164 @@
+"""Which samples a run uses, and for what; which it drops, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from aam.config import PretrainConfig, RunConfig, TrainConfig
+from aam.data.dataset import PreparedDataset
+from aam.data.files import some
+from aam.data.metadata import numeric_column, text_column
+from aam.data.split import Split, describe_dropped, draw_split, split_from_files
+
+
+def choose_samples(
+    config: RunConfig, dataset: PreparedDataset, depth: int
+) -> tuple[Split, dict[str, Any], list[str]]:
+    """Drop the samples that the run cannot use, and split the others.
+
+    Parameters
+    ----------
+    config : PretrainConfig or TrainConfig
+        Settings.
+    dataset : PreparedDataset
+        Holds the samples.
+    depth : int
+        Reads that a sample must have.
+
+    Returns
+    -------
+    split : Split
+        Samples to train on, to validate, and kept back.
+    targets : dict
+        Target of each sample that has one, in its own units; empty in stage 1.
+    notes : list of str
+        What was dropped and why, from reading the table onwards.
+
+    Raises
+    ------
+    ValueError
+        Where nothing is left, or the metadata or the id files do not fit.
+    """
+    dropped = _too_shallow(dataset, depth)
+    dropped |= _not_in_metadata(config, dataset, dropped)
+    targets: dict[str, Any] = {}
+    if isinstance(config, TrainConfig):
+        targets, without = _targets(config, dataset, dropped)
+        dropped |= without
+    split = _split(config, dataset, dropped, targets)
+    return split, targets, [*dataset.manifest["notes"], *describe_dropped(dropped), *split.notes]
+
+
+def _too_shallow(dataset: PreparedDataset, depth: int) -> dict[str, str]:
+    """Samples with fewer reads than the depth, and the reason to drop them.
+
+    Raises
+    ------
+    ValueError
+        Where none is left.
+    """
+    enough = dataset.depths >= depth
+    if not enough.any():
+        raise ValueError(
+            f"all {len(enough)} samples have fewer reads than --rarefy-depth {depth} (the deepest has "
+            f"{dataset.depths.max()}): lower --rarefy-depth"
+        )
+    shallow = (s for s, is_enough in zip(dataset.sample_ids, enough, strict=True) if not is_enough)
+    return dict.fromkeys(shallow, f"fewer reads than --rarefy-depth {depth}")
+
+
+def _usable(dataset: PreparedDataset, dropped: dict[str, str]) -> list[str]:
+    return [s for s in dataset.sample_ids if s not in dropped]
+
+
+def _metadata(dataset: PreparedDataset, why: str) -> pd.DataFrame:
+    if dataset.metadata is None:
+        raise ValueError(f"{why} needs --metadata")
+    return dataset.metadata
+
+
+def _not_in_metadata(config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str]) -> dict[str, str]:
+    """Samples that the metadata lacks, where the run needs the metadata, and the reason to drop them.
+
+    Raises
+    ------
+    ValueError
+        Unless they may be dropped. Who lists samples in id files has chosen already.
+    """
+    by_files = config.data.train_ids is not None
+    if isinstance(config, PretrainConfig) and (config.data.group_column is None or by_files):
+        return {}
+    frame = _metadata(dataset, "--target" if isinstance(config, TrainConfig) else "--group-column")
+    absent = [s for s in _usable(dataset, dropped) if s not in frame.index]
+    if absent and config.data.missing_samples == "error" and not by_files:
+        raise ValueError(
+            f"{config.data.metadata}: {len(absent)} samples of the table are not in it ({some(absent)}); "
+            "add them, or drop them with --missing-samples ignore"
+        )
+    return dict.fromkeys(absent, "not in the metadata")
+
+
+def _targets(
+    config: TrainConfig, dataset: PreparedDataset, dropped: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Target of each sample that has one, and the samples that have none with the reason to drop them."""
+    column, source = config.loss.target, config.data.metadata
+    assert column is not None
+    assert source is not None
+    frame = _metadata(dataset, "--target").loc[_usable(dataset, dropped)]
+    read = text_column if config.loss.classifier else numeric_column
+    values = read(frame, column, source=source)
+    targets = {str(sample): value for sample, value in values.items() if pd.notna(value)}
+    if not targets:
+        raise ValueError(f"{source}: column {column!r} has no value for any sample that can be used")
+    without = (sample for sample in frame.index if sample not in targets)
+    return targets, dict.fromkeys(without, f"no value in column {column!r}")
+
+
+def _split(
+    config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str], targets: dict[str, Any]
+) -> Split:
+    data, usable = config.data, _usable(dataset, dropped)
+    # An id file may list samples that the table had and the prepared dataset has not.
+    unusable = dataset.manifest["dropped_samples"] | dropped
+    files = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
+    if data.train_ids is not None or data.test_ids is not None:
+        listed = split_from_files(files, usable, unusable)
+        if data.train_ids is not None:
+            unused = (
+                () if data.group_column is None else ("--group-column is not used: --train-ids is given",)
+            )
+            return dataclasses.replace(listed, notes=(*listed.notes, *unused))
+        kept_back = set(listed.test)
+        usable = [s for s in usable if s not in kept_back]
+    else:
+        listed = Split(train=[], val=[])
+    is_class = isinstance(config, TrainConfig) and config.loss.classifier
+    drawn = draw_split(
+        usable,
+        val_fraction=data.val_fraction,
+        seed=config.loop.seed,
+        groups=None if data.group_column is None else _groups(config, dataset, usable),
+        classes=[targets[s] for s in usable] if is_class else None,
+    )
+    return dataclasses.replace(drawn, test=listed.test, notes=listed.notes)
+
+
+def _groups(config: RunConfig, dataset: PreparedDataset, sample_ids: Sequence[str]) -> list[str]:
+    """Group of each sample, which all must have."""
+    column, source = config.data.group_column, config.data.metadata
+    assert column is not None
+    assert source is not None
+    groups = text_column(_metadata(dataset, "--group-column"), column, source=source)
+    groups = groups.loc[list(sample_ids)]
+    without = groups.index[groups.isna()].tolist()
+    if without:
+        raise ValueError(
+            f"{source}: column {column!r} has no value for {len(without)} samples ({some(without)}): "
+            "fill it in, or list the samples by --train-ids and --val-ids"
+        )
+    return groups.tolist()

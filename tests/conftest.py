@@ -1,0 +1,68 @@
+"""Data and the one Ray that the tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from aam.data import synthetic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory):
+    """Prepared datasets of the tests stay in a folder of the tests; threads as Ray would set them."""
+    os.environ["AAM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory) -> Path:
+    """Built-in dataset: 40 samples of 10 subjects, 200 ASVs."""
+    config = synthetic.SyntheticConfig(samples=40, subjects=10, asvs=200, seed=1)
+    return synthetic.ensure(tmp_path_factory.mktemp("data") / "synthetic", config)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of public data sets, named by AAM_TEST_DATA."""
+    folder = os.environ.get("AAM_TEST_DATA")
+    if not folder:
+        pytest.skip("AAM_TEST_DATA names no folder of real data sets")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray for all tests that need one; job scripts find it by RAY_ADDRESS."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    context = ray.init(address="local", num_cpus=2, logging_level="WARNING", log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
+    yield context
+    os.environ.pop("RAY_ADDRESS")
+    ray.shutdown()
+
+
+@pytest.fixture
+def run_job(ray_cluster):
+    """Run a script of jobs/ as a user would; returns the finished process."""
+
+    def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / script), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+            cwd=ROOT,
+            timeout=500,
+        )
+
+    return run

@@ -1,0 +1,98 @@
+"""Runs on a real Ray: checkpoints kept, workers lost, runs resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import ray
+from runs import STILL, pretrain_config
+
+from aam.config import RayConfig
+from aam.distributed.checkpoints import find_best, reported
+from aam.distributed.run import run, scaling_config
+from aam.training import checkpoint
+
+
+def history(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("throughput")} for row in rows]
+
+
+def weights(path):
+    return checkpoint.load(path).model.state_dict()
+
+
+def kill_a_worker_after(folder, epochs: int) -> threading.Thread:
+    """SIGKILL one training worker once some epochs are logged."""
+
+    def wait_and_kill() -> None:
+        log = folder / "metrics.jsonl"
+        while not log.exists() or len(log.read_text().splitlines()) < epochs:
+            time.sleep(0.05)
+        # Ray names its processes; only those of this run are running an actor of Train.
+        victims = [p for p in psutil.process_iter(["name", "cmdline"]) if _is_train_worker(p)]
+        os.kill(victims[-1].pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=wait_and_kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def _is_train_worker(process) -> bool:
+    return "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(ray_cluster, synthetic_folder, tmp_path):
+    def config(name):
+        made = pretrain_config(synthetic_folder, tmp_path / name, epochs=8, lr=3e-3)
+        return dataclasses.replace(made, ray=RayConfig(num_workers=2))
+
+    straight = run(config("straight"))
+    killer = kill_a_worker_after(tmp_path / "killed", epochs=3)
+    killed = run(config("killed"))
+    killer.join(timeout=1)
+    assert not killer.is_alive()
+    assert history(tmp_path / "killed") == history(tmp_path / "straight")
+    one, other = weights(straight.best), weights(killed.best)
+    assert all((one[name] == other[name]).all() for name in one)
+    # Best and last are there, and are what the history says they are.
+    losses = [row["val/total_loss"] for row in history(tmp_path / "killed")]
+    assert killed.metrics["val/total_loss"] == min(losses)
+    assert find_best(tmp_path / "killed") == killed.best
+    last = json.loads((tmp_path / "killed" / "last" / "config.json").read_text())
+    assert last["metrics"]["epoch"] == 8
+    assert reported(tmp_path / "killed") is not None
+    # All workers gave back what they held.
+    free = ray.available_resources()
+    assert free["CPU"] == ray.cluster_resources()["CPU"]
+
+
+def test_more_workers_than_the_cluster_has_is_an_error_not_a_wait(ray_cluster):
+    with pytest.raises(ValueError, match="--num-workers 64"):
+        scaling_config(RayConfig(num_workers=64))
+    with pytest.raises(ValueError, match="GPU"):
+        scaling_config(RayConfig(num_workers=1, use_gpu=True))
+    assert scaling_config(RayConfig(num_workers=2)).resources_per_worker == {"CPU": 1}
+
+
+def test_a_run_folder_is_not_reused_by_accident(synthetic_folder, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="--resume"):
+        run(pretrain_config(synthetic_folder, tmp_path, model=STILL))
+    with pytest.raises(ValueError, match="no run to resume"):
+        run(dataclasses.replace(pretrain_config(synthetic_folder, tmp_path / "none"), resume=True))
+
+
+def test_a_folder_without_checkpoints_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no such run folder"):
+        find_best(tmp_path / "missing")
+    with pytest.raises(ValueError, match="neither a checkpoint nor a run folder"):
+        find_best(tmp_path)

@@ -1,0 +1,341 @@
+"""The encoder and the predictor: what must not matter to them, what must, and what they never see."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensors import PREDICTOR, SIZES, make_batch, random_sequences
+from torch import nn
+
+from aam.data import tokens
+from aam.model import asv_encoder
+from aam.model.asv_encoder import kmer_frequencies
+from aam.model.layers import Transformer
+from aam.model.sequence_encoder import SequenceEncoder, unifrac_distances
+from aam.model.sequence_predictor import SequencePredictor
+
+SEQUENCES = random_sequences(9)
+SAMPLES = [
+    [(0, 5), (1, 90), (2, 1), (5, 30)],
+    [(1, 7), (3, 7), (4, 60)],
+    [(0, 40), (2, 3), (6, 11), (7, 2), (8, 100)],
+    [(4, 13)],
+]
+MASKED_COUNTS = [(0, 1), (1, 4), (2, 6), (2, 8), (3, 4)]
+KINDS = ["encoder", "predictor"]
+
+
+def make_model(kind: str, **changed) -> nn.Module:
+    torch.manual_seed(3)
+    base = SequenceEncoder(dataclasses.replace(SIZES, **changed))
+    return base if kind == "encoder" else SequencePredictor(base, PREDICTOR)
+
+
+def batch_of(samples=SAMPLES, **settings):
+    settings = {"masked": 3, "count_masked": MASKED_COUNTS, **settings}
+    return make_batch(SEQUENCES, samples, **settings)
+
+
+def facts(model, batch, **arguments) -> dict[str, torch.Tensor]:
+    """All outputs, what belongs to an ASV in the order of (sample, ASV) wherever its slot is."""
+    output = model(batch, **arguments)
+    base = output.base if isinstance(model, SequencePredictor) else output
+    place = [
+        (b, s)
+        for b, row in enumerate(batch.slot_mask)
+        for s in sorted(row.nonzero().flatten().tolist(), key=lambda s, b=b: batch.asvs[batch.slot[b, s]])
+    ]
+    b, s = torch.tensor(place).T
+    found = {
+        "summary": base.summary,
+        "embedding": base.embedding,
+        "distances": unifrac_distances(base.embedding, base.embedding, base.offset, base.scale),
+        "asvs": base.asvs[b, s],
+        "states": base.states[b, s],
+    }
+    if base.nucleotide_logits is not None:
+        found["nucleotides"] = base.nucleotide_logits[batch.slot[b, s]]
+    if isinstance(model, SequencePredictor):
+        found["target"] = output.target
+        if output.log_abundance is not None:
+            found["counts"] = output.log_abundance[b, s]
+    return found
+
+
+def assert_close(found, expected, tolerance=1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance, msg=name)
+
+
+def loss_of(found) -> torch.Tensor:
+    """A number that depends on every output."""
+    torch.manual_seed(5)
+    return sum((value * torch.randn(value.shape)).sum() for value in found.values())
+
+
+VARIANTS = {
+    "asvs in another order": {"samples": [sample[::-1] for sample in SAMPLES]},
+    "more slots": {"extra_slots": 4},
+    "more padding tokens": {"extra_tokens": 9},
+    "each occurrence by itself": {"repeated": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_does_not_matter(kind, variant):
+    model = make_model(kind)
+    expected, found = facts(model, batch_of()), facts(model, batch_of(**VARIANTS[variant]))
+    assert {"nucleotides", "embedding"} <= expected.keys()
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk_size", [1, 4, 9, 100])
+def test_chunks_change_neither_outputs_nor_gradients(kind, chunk_size):
+    model, batch = make_model(kind), batch_of()
+    expected = facts(model, batch)
+    loss_of(expected).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    found = facts(model, batch, chunk_size=chunk_size)
+    loss_of(found).backward()
+    assert_close(found, expected)
+    for name, parameter in model.named_parameters():
+        scale = gradients[name].abs().max().clamp(min=1)
+        torch.testing.assert_close(parameter.grad / scale, gradients[name] / scale, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert_close(facts(model, batch, chunk_size=chunk_size), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_asv_vectors_in_the_place_of_the_asv_encoder(kind):
+    model, batch = make_model(kind), batch_of(masked=0)
+    base = model.base if kind == "predictor" else model
+    known, _ = base.asv_encoder(batch.tokens)
+    assert_close(facts(model, batch, asv_vectors=known), facts(model, batch))
+    other = facts(model, batch, asv_vectors=known.flip(0))
+    assert (other["embedding"] - facts(model, batch)["embedding"]).abs().max() > 1e-3
+
+
+def test_asvs_of_one_length_need_no_mask():
+    encoder = make_model("encoder").asv_encoder
+    encoded = torch.from_numpy(tokens.encode([s[:12] for s in SEQUENCES])[0])
+    torch.testing.assert_close(
+        encoder(encoded, padded=False)[0], encoder(encoded, padded=True)[0], rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_does_not_depend_on_the_others(kind):
+    model = make_model(kind)
+    together, alone = facts(model, batch_of()), facts(model, batch_of([SAMPLES[0]]))
+    torch.testing.assert_close(alone["embedding"][0], together["embedding"][0], rtol=0, atol=1e-5)
+    if kind == "predictor":
+        torch.testing.assert_close(alone["target"][0], together["target"][0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_abundance_matters(kind):
+    model = make_model(kind)
+    other = [[(0, 90), (1, 5), (2, 30), (5, 1)], *SAMPLES[1:]]  # the same ASVs with other reads
+    before, after = facts(model, batch_of()), facts(model, batch_of(other))
+    changed = {name: (before[name] - after[name])[0].abs().max().item() for name in ("embedding", "summary")}
+    if kind == "predictor":
+        changed["target"] = (before["target"] - after["target"])[0].abs().max().item()
+    assert min(changed.values()) > 1e-3, changed
+    assert torch.equal(before["asvs"], after["asvs"])
+
+
+def test_the_count_head_never_sees_what_it_fills_in():
+    model, batch = make_model("predictor"), batch_of()
+    moved = batch.log_abundance - 2.0 * batch.count_masked
+    other = dataclasses.replace(batch, log_abundance=moved)
+    before, after = facts(model, batch), facts(model, other)
+    assert torch.equal(before["counts"], after["counts"])
+    assert (before["target"] - after["target"]).abs().max() > 1e-3
+
+
+def test_without_masked_counts_there_are_none():
+    output = make_model("predictor")(batch_of(count_masked=()))
+    assert output.log_abundance is None
+    assert output.target.shape == (4, 1)
+
+
+def test_the_nucleotide_head_never_sees_what_it_fills_in():
+    encoder = make_model("encoder").asv_encoder
+    batch = batch_of(masked=4)
+    position = batch.masked_position
+    hidden = batch.tokens.scatter(1, position, tokens.N)  # other letters behind the masks
+    logits = encoder(batch.tokens, masked_position_UK=position)[1]
+    assert torch.equal(logits, encoder(hidden, masked_position_UK=position)[1])
+    rows = torch.arange(len(position))
+    left = torch.stack([torch.tensor([p for p in range(1, 13) if p not in row]) for row in position.tolist()])
+    seen = batch.tokens.clone()
+    seen[rows, left[:, 0]] = tokens.N
+    assert (logits - encoder(seen, masked_position_UK=position)[1]).abs().amax(dim=(1, 2)).min() > 1e-4
+
+
+def test_masks_change_the_nucleotide_states():
+    encoder, batch = make_model("encoder").asv_encoder, batch_of(masked=3)
+    masked = encoder(batch.tokens, masked_position_UK=batch.masked_position)
+    assert masked[1].shape == (9, 3, tokens.VOCABULARY_SIZE)
+    elsewhere = encoder(batch.tokens, masked_position_UK=batch.masked_position.flip(0))
+    assert (masked[1] - elsewhere[1]).abs().max() > 1e-3
+    plain, logits = encoder(batch.tokens)
+    assert logits is None
+    assert (masked[0] - plain).abs().max() > 1e-3
+
+
+def test_kmer_features_read_the_whole_sequence():
+    encoder, batch = make_model("encoder").asv_encoder, batch_of(masked=3)
+    nn.init.zeros_(encoder.norm.weight)  # leaves the k-mer part of the vectors, the bias being 0
+    masked, _ = encoder(batch.tokens, masked_position_UK=batch.masked_position)
+    plain, _ = encoder(batch.tokens)
+    assert torch.equal(masked, plain)
+    assert plain.abs().amax(dim=1).min() > 1e-3
+
+
+def test_without_kmers():
+    model = make_model("encoder", kmer=0)
+    assert not [name for name, _ in model.named_parameters() if "kmer" in name]
+    assert model(batch_of()).embedding.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_a_stack_start_different(kind):
+    stacks = [m for m in make_model(kind).modules() if isinstance(m, Transformer)]
+    assert len(stacks) == (2 if kind == "encoder" else 4)
+    for stack in stacks:
+        assert len(stack.blocks) == 2
+        for one, other in itertools.combinations(stack.blocks, 2):
+            pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+            matrices = [(a, b) for (_, a), (_, b) in pairs if a.dim() == 2]
+            assert len(matrices) == 4
+            assert all((a - b).abs().max() > 1e-3 for a, b in matrices)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_used(kind):
+    """DDP would wait for one that is not."""
+    model = make_model(kind)
+    loss_of(facts(model, batch_of())).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def frozen_predictor() -> tuple[SequencePredictor, SequenceEncoder]:
+    """Predictor with a frozen base that has much dropout, and a copy of that base in evaluation mode."""
+    base = make_model("encoder", dropout=0.5)
+    return SequencePredictor(base, PREDICTOR, freeze_base=True), copy.deepcopy(base).eval()
+
+
+def test_a_frozen_base_stays_as_it_is():
+    model, base = frozen_predictor()
+    for _ in range(2):
+        model.train()
+        assert model.training
+        assert model.target_encoder.blocks[0].training
+        assert not any(module.training for module in model.base.modules())
+    batch = batch_of(masked=0)
+    output, expected = model(batch), base(batch)
+    for name in ("asvs", "states", "summary", "embedding"):
+        assert torch.equal(getattr(output.base, name), getattr(expected, name)), name
+    (output.target.square().sum() + output.log_abundance.square().sum()).backward()
+    assert [name for name, p in model.base.named_parameters() if p.requires_grad or p.grad is not None] == []
+    heads = [(name, p) for name, p in model.named_parameters() if not name.startswith("base.")]
+    assert [name for name, p in heads if p.grad is None] == []
+    assert len(heads) > 20
+
+
+def test_a_base_that_is_not_frozen_trains():
+    model = SequencePredictor(make_model("encoder", dropout=0.5), PREDICTOR)
+    assert all(module.training for module in model.modules())
+    batch = batch_of(masked=0)
+    assert not torch.equal(model(batch).base.embedding, model(batch).base.embedding)  # dropout
+    model(batch).target.sum().backward()
+    assert model.base.asv_encoder.token.weight.grad.abs().max() > 0
+    model.eval()
+    assert torch.equal(model(batch).base.embedding, model(batch).base.embedding)
+
+
+def test_codes_of_the_nucleotides():
+    here = (asv_encoder.PAD, asv_encoder.START, asv_encoder.MASK, asv_encoder.VOCABULARY_SIZE)
+    assert here == (tokens.PAD, tokens.START, tokens.MASK, tokens.VOCABULARY_SIZE)
+    assert (tokens.A, tokens.C, tokens.G, tokens.T) == (1, 2, 3, 4)  # what kmer_frequencies counts
+
+
+def test_unifrac_distances_are_symmetric():
+    z = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    offset, scale = torch.tensor(0.2), torch.tensor(0.1)
+    distances = unifrac_distances(z, z, offset, scale)
+    assert torch.equal(distances, distances.T)
+    torch.testing.assert_close(distances.fill_diagonal_(0), (0.2 + 0.1 * torch.cdist(z, z)).fill_diagonal_(0))
+    torch.testing.assert_close(unifrac_distances(z[2:4], z, offset, scale).diagonal(2), torch.full((2,), 0.2))
+
+
+@pytest.mark.parametrize("distance", [0.21, 0.5, 0.72, 0.999])
+def test_unifrac_gradient_is_alive_at_any_distance(distance):
+    """The length of the gradient is s wherever a pair stands: 0.72 is the mean of gut samples, 1 the end."""
+    z = torch.zeros(2, 16)
+    z[1] = (distance - 0.2) / 0.1 / 4  # |z_0 - z_1| of 16 equal parts is four times one part
+    z.requires_grad_()
+    found = unifrac_distances(z, z, torch.tensor(0.2), torch.tensor(0.1))[0, 1]
+    assert found.item() == pytest.approx(distance, abs=1e-6)
+    found.backward()
+    torch.testing.assert_close(z.grad.norm(dim=1), torch.full((2,), 0.1))
+
+
+def test_unifrac_gradient_is_finite_for_identical_samples():
+    z = torch.ones(3, 16, requires_grad=True)
+    offset, scale = torch.tensor(0.2, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    unifrac_distances(z, z, offset, scale).sum().backward()
+    assert torch.equal(z.grad, torch.zeros_like(z))
+    assert scale.grad.isfinite()
+    assert offset.grad == 9
+
+
+@given(
+    sequences=st.lists(st.text("ACGTN", min_size=1, max_size=30), min_size=1, max_size=5),
+    k=st.integers(1, 4),
+)
+def test_kmer_frequencies(sequences, k):
+    encoded = torch.from_numpy(tokens.encode(sequences)[0]).long()
+    found = kmer_frequencies(encoded, k)
+    names = ["".join(letters) for letters in itertools.product("ACGT", repeat=k)]
+    assert found.shape == (len(sequences), len(names))
+    for row, sequence in zip(found, sequences, strict=True):
+        kmers = [sequence[i : i + k] for i in range(len(sequence) - k + 1)]
+        counts = Counter(kmer for kmer in kmers if "N" not in kmer)
+        total = max(1, counts.total())
+        expected = torch.tensor([counts[name] / total**0.5 for name in names])
+        torch.testing.assert_close(row, expected)
+
+
+def test_kmers_longer_than_the_sequences():
+    encoded = torch.from_numpy(tokens.encode(["ACG", "AC"])[0]).long()
+    found = kmer_frequencies(encoded, 6, torch.bfloat16)
+    assert found.shape == (2, 4**6)
+    assert found.dtype == torch.bfloat16
+    assert found.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_bf16(kind, chunk_size):
+    model, batch = make_model(kind), batch_of()
+    expected = facts(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = facts(model, batch, chunk_size=chunk_size)
+    assert found["embedding"].dtype == torch.float32
+    assert_close({k: v.float() for k, v in found.items()}, expected, tolerance=0.15)
+    assert not torch.equal(found["embedding"], expected["embedding"])  # it did run in bf16
+    loss_of({k: v.float() for k, v in found.items()}).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,259 @@
+"""The loop on one process: epochs, updates, early stop, resume, logs."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from runs import CPU, STILL, TINY, pretrain_config, pretrain_plan, train_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aam.config import TargetConfig
+from aam.data.batches import EpochBatches
+from aam.plan import make_plan
+from aam.task import build_task
+from aam.training import checkpoint, loop
+from aam.training.loop import NonFiniteError, fit
+from aam.training.step import step
+
+
+class Interrupted(Exception):
+    """Stands for a lost worker."""
+
+
+class Keeper:
+    """Keeps each epoch's checkpoint and, if told so, ends the run after one."""
+
+    def __init__(self, folder: Path, die_after: int | None = None) -> None:
+        self.folder, self.die_after, self.metrics = folder, die_after, []
+
+    def __call__(self, metrics, write) -> None:
+        self.metrics.append(metrics)
+        write(self.folder / f"epoch_{metrics['epoch']}")
+        if metrics["epoch"] == self.die_after:
+            raise Interrupted
+
+
+def without_speed(history):
+    return [{k: v for k, v in row.items() if not k.startswith("throughput")} for row in history]
+
+
+def assert_same_tensors(one, other) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_tensors(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same_tensors(a, b)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "train"])
+def test_resumed_is_uninterrupted_bit_for_bit(synthetic_folder, tmp_path, stage):
+    def plan():
+        if stage == "pretrain":
+            return make_plan(pretrain_config(synthetic_folder, tmp_path, epochs=4))
+        return make_plan(train_config(synthetic_folder, tmp_path, epochs=4))
+
+    straight = Keeper(tmp_path / "straight")
+    fit(build_task(plan(), CPU, report=straight, folder=tmp_path / "log_straight"))
+    resumed = Keeper(tmp_path / "resumed", die_after=2)
+    with pytest.raises(Interrupted):
+        fit(build_task(plan(), CPU, report=resumed, folder=tmp_path / "log_resumed"))
+    torch.rand(7)  # whatever the process did in between
+    resumed.die_after = None
+    state = fit(
+        build_task(plan(), CPU, report=resumed, folder=tmp_path / "log_resumed"),
+        resume_from=tmp_path / "resumed" / "epoch_2",
+    )
+    assert state.epoch == 4
+    one, other = (checkpoint.load(tmp_path / run / "epoch_4") for run in ("straight", "resumed"))
+    assert_same_tensors(one.model.state_dict(), other.model.state_dict())
+    states = [checkpoint.load_training_state(tmp_path / run / "epoch_4") for run in ("straight", "resumed")]
+    assert_same_tensors(states[0][1], states[1][1])
+    assert_same_tensors(states[0][2], states[1][2])
+    assert without_speed(states[0][0].history) == without_speed(states[1][0].history)
+    lines = (tmp_path / "log_resumed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_resume_refuses_another_model(synthetic_folder, tmp_path):
+    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=1)
+    fit(build_task(plan, CPU, report=Keeper(tmp_path)))
+    other = make_plan(pretrain_config(synthetic_folder, tmp_path, seed=5, epochs=1))
+    with pytest.raises(ValueError, match="other settings"):
+        fit(build_task(other, CPU), resume_from=tmp_path / "epoch_1")
+
+
+def test_losses_decrease_and_the_best_is_the_best(synthetic_folder, tmp_path):
+    keeper = Keeper(tmp_path)
+    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=6, lr=3e-3)
+    state = fit(build_task(plan, CPU, report=keeper))
+    first, last = state.history[0], state.history[-1]
+    for tag in ("train/total_loss", "train/nuc_loss", "train/base_loss", "val/nuc_loss"):
+        assert last[tag] < first[tag]
+    losses = [row["val/total_loss"] for row in state.history]
+    assert state.best_loss == min(losses)
+    assert state.best_epoch == losses.index(min(losses)) + 1
+    for row in state.history:
+        parts = row["val/base_loss"] * plan.weights.base + row["val/nuc_loss"] * plan.weights.nuc
+        assert row["val/total_loss"] == pytest.approx(parts)
+
+
+def test_a_loss_that_does_not_exist_is_absent(synthetic_folder, tmp_path):
+    target = TargetConfig(target="gradient", count_weight=0.0)
+    plan = make_plan(train_config(synthetic_folder, tmp_path, target=target, epochs=1))
+    row = fit(build_task(plan, CPU)).history[0]
+    assert {k for k in row if k.endswith("_loss")} == {
+        "train/total_loss", "train/target_loss", "val/total_loss", "val/target_loss",
+    }  # fmt: skip
+    assert row["val/total_loss"] == pytest.approx(row["val/target_loss"])
+
+
+def test_stops_when_patience_runs_out_and_logs_the_last_epoch(synthetic_folder, tmp_path):
+    # A learning rate that wrecks the model: after the first epochs nothing gets better.
+    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=30, lr=0.3, patience=3, warmup_steps=0)
+    keeper = Keeper(tmp_path)
+    state = fit(build_task(plan, CPU, report=keeper, folder=tmp_path / "log"))
+    losses = [row["val/total_loss"] for row in state.history]
+    assert state.epoch < 30, "never stopped: the test's learning rate is too tame"
+    assert state.epoch == state.best_epoch + 3
+    assert min(losses) == losses[state.best_epoch - 1]
+    lines = (tmp_path / "log" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == state.epoch == len(keeper.metrics)
+    events = EventAccumulator(str(tmp_path / "log" / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("val/total_loss")] == list(range(1, state.epoch + 1))
+    # Patience is part of the state: a run that had run out of it does not go on.
+    again = fit(build_task(plan, CPU, report=keeper), resume_from=tmp_path / f"epoch_{state.epoch}")
+    assert again.epoch == state.epoch
+
+
+def test_event_file_holds_scalars_histograms_and_pictures(synthetic_folder, tmp_path):
+    plan = make_plan(train_config(synthetic_folder, tmp_path, epochs=2, histogram_every=2))
+    fit(build_task(plan, CPU, folder=tmp_path))
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    tags = events.Tags()
+    assert {"train/total_loss", "val/mae", "val/r2", "lr", "throughput(samples/s)"} <= set(tags["scalars"])
+    assert "weights/target_head.0.weight" in tags["histograms"]
+    gradients = [tag for tag in tags["histograms"] if tag.startswith("gradients/")]
+    assert "gradients/base.asv_encoder.token.weight" in gradients
+    spread = events.Histograms("gradients/target_head.0.weight")[-1].histogram_value
+    assert spread.max > spread.min, "gradients were cleared before they were written"
+    assert {"val/target", "val/counts"} <= set(tags["images"])
+    assert (tmp_path / "figures" / "target.png").stat().st_size > 1000
+
+
+def test_bar_says_epoch_step_loss_and_lr(synthetic_folder, tmp_path):
+    task = build_task(pretrain_plan(synthetic_folder, tmp_path, epochs=2), CPU)
+    text = io.StringIO()
+    fit(type(task)(**{**vars(task), "bar_file": text}))
+    shown = text.getvalue()
+    assert "Epoch 1/2" in shown
+    assert "Epoch 2/2" in shown
+    assert "Step 4/4, Loss " in shown
+    assert ", LR " in shown
+    assert "Loss 0.0000" not in shown
+
+
+def test_accumulated_gradients_are_means_over_the_steps_of_their_group(
+    synthetic_folder, tmp_path, monkeypatch
+):
+    # Four batches in groups of 3 and 1, at a learning rate that leaves the weights where they are.
+    settings = {"epochs": 1, "gradient_accumulation_steps": 3, "lr": 1e-30, "weight_decay": 0.0}
+    plan = pretrain_plan(synthetic_folder, tmp_path, model=STILL, **settings)
+    task = build_task(plan, CPU)
+    batches = EpochBatches(task.train, 1)
+    assert len(batches) == 4
+    of_batch = []
+    for index in range(4):
+        losses, _ = step(task.model, batches[index], task.objective)
+        task.objective.weights.total(losses).backward()
+        of_batch.append({k: p.grad for k, p in task.model.named_parameters()})
+        task.model.zero_grad(set_to_none=True)
+    seen = []
+    real_update = loop.update
+
+    def watched_update(*arguments, **settings):
+        seen.append({k: p.grad.clone() for k, p in task.model.named_parameters()})
+        return real_update(*arguments, **settings)
+
+    monkeypatch.setattr(loop, "update", watched_update)
+    assert fit(task).update == len(seen) == 2
+    for name in seen[0]:
+        mean = torch.stack([grads[name] for grads in of_batch[:3]]).mean(dim=0)
+        torch.testing.assert_close(seen[0][name], mean, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(seen[1][name], of_batch[3][name], rtol=1e-4, atol=1e-6)
+
+
+def test_schedule_of_a_run_counts_updates_not_steps(synthetic_folder, tmp_path):
+    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=3, gradient_accumulation_steps=4, warmup_steps=0)
+    state = fit(build_task(plan, CPU))
+    assert state.update == 3
+    assert state.history[0]["lr"] == pytest.approx(1e-3)
+    assert state.history[-1]["lr"] == pytest.approx(0.0)
+
+
+def test_non_finite_updates_are_skipped_counted_and_end_the_run(synthetic_folder, tmp_path, capsys):
+    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=3, max_skipped_updates=3, warmup_steps=0)
+    task = build_task(plan, CPU)
+    with torch.no_grad():
+        task.model.asv_encoder.position.weight[3, 0] = math.inf
+    before = {k: v.clone() for k, v in task.model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=r"updates in a row .* samples \d+"):
+        fit(task)
+    assert_same_tensors(before, task.model.state_dict())
+    assert "update skipped" in capsys.readouterr().out
+
+
+def test_frozen_base_is_untouched_and_the_heads_learn(synthetic_folder, tmp_path):
+    keeper = Keeper(tmp_path / "base")
+    fit(build_task(pretrain_plan(synthetic_folder, tmp_path, epochs=1), CPU, report=keeper))
+    path = tmp_path / "base" / "epoch_1"
+    config = train_config(synthetic_folder, tmp_path, pretrained=path, freeze_base=True, epochs=2)
+    plan = make_plan(config, (path, checkpoint.load(path).spec))
+    task = build_task(plan, CPU)
+    before = {k: v.clone() for k, v in task.model.state_dict().items()}
+    fit(task)
+    after = task.model.state_dict()
+    assert_same_tensors(
+        {k: v for k, v in before.items() if k.startswith("base.")},
+        {k: v for k, v in after.items() if k.startswith("base.")},
+    )
+    assert_same_tensors(
+        checkpoint.load(path).model.state_dict(), {k: v for k, v in task.model.base.state_dict().items()}
+    )
+    assert not torch.equal(before["target_head.0.weight"], after["target_head.0.weight"])
+
+
+def test_chunks_give_the_same_losses(synthetic_folder, tmp_path):
+    def history(**settings):
+        plan = pretrain_plan(synthetic_folder, tmp_path, model=STILL, epochs=2, **settings)
+        return fit(build_task(plan, CPU)).history
+
+    whole, chunked = history(), history(asv_chunk_size=17)
+    for one, other in zip(whole, chunked, strict=True):
+        assert one["train/total_loss"] == pytest.approx(other["train/total_loss"], abs=1e-5)
+        assert one["val/total_loss"] == pytest.approx(other["val/total_loss"], abs=1e-5)
+
+
+def test_loader_processes_change_nothing(synthetic_folder, tmp_path):
+    histories = []
+    for workers in (0, 1):
+        plan = pretrain_plan(synthetic_folder, tmp_path, model=TINY, epochs=1, loader_workers=workers)
+        histories.append(without_speed(fit(build_task(plan, CPU)).history))
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("clear_cache", ["batch", "epoch", "never"])
+def test_clearing_the_cache_runs_without_a_gpu(synthetic_folder, tmp_path, clear_cache):
+    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=1, clear_cache=clear_cache)
+    assert fit(build_task(plan, CPU)).epoch == 1
