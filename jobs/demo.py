@@ -17,6 +17,7 @@ import pandas as pd
 import ray
 
 from aam.data import synthetic
+from aam.distributed.run import RAY_ENVIRONMENT
 from aam.training.metrics import regression_metrics
 
 SIZES = ["--embedding-dim", "64", "--attention-layers", "2", "--batch-size", "16"]
@@ -31,6 +32,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     data = synthetic.ensure(folder / "data", synthetic.SyntheticConfig())
     hold_back(data, folder)
+    os.environ.update(RAY_ENVIRONMENT)
     context = ray.init(address="local", logging_level="WARNING", log_to_driver=False)
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]  # one Ray for both stages
     sources = ["--table", f"{data}/table.biom", "--metadata", f"{data}/metadata.tsv"]

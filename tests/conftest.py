@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from aam.data import synthetic
+from aam.distributed.run import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,9 +43,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray for all tests that need one; job scripts find it by RAY_ADDRESS."""
-    import ray
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(RAY_ENVIRONMENT)
     context = ray.init(address="local", num_cpus=2, logging_level="WARNING", log_to_driver=False)
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     yield context
@@ -51,18 +51,20 @@ def ray_cluster():
     ray.shutdown()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_job(ray_cluster):
     """Run a script of jobs/ as a user would; returns the finished process."""
 
-    def run(script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(ROOT / "jobs" / script), *map(str, arguments)],
             capture_output=True,
             text=True,
-            env={**os.environ, **environment},
             cwd=ROOT,
             timeout=500,
+            check=False,
         )
 
     return run
+
+

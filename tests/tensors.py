@@ -40,8 +40,8 @@ def make_batch(
 ) -> Batch:
     """Batch of one worker.
 
-    `repeated` gives each occurrence of an ASV a row of its own; `masked` positions of each ASV are masked, the
-    same ones wherever it stands; `count_masked` are pairs of a sample and an ASV.
+    `repeated` gives each occurrence of an ASV a row of its own; `masked` positions of each ASV are masked,
+    the same ones wherever it stands; `count_masked` are pairs of a sample and an ASV.
     """
     if repeated:
         rows = [asv for sample in samples for asv, _ in sample]

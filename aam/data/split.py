@@ -14,8 +14,9 @@ from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedS
 from aam.data.files import Kind, decode, file_kind, some
 
 _EXPECTED = "a text file of sample ids, one a line"
-_GROUPED_DRAWS = 100
-"""Splits by group that are drawn, to keep the one whose sizes come out best."""
+_GROUPED_DRAWS = 10
+"""Splits by group that are drawn, to keep the one whose sizes come out best. With many more, all seeds would
+end at the same split of a few groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,6 @@ def draw_split(
     except ValueError as error:
         raise ValueError(
             f"cannot draw a validation split (--val-fraction {val_fraction:g}) of {len(ids)} samples: "
-            f"{error}; change the fraction, or list the samples by --train-ids and --val-ids"
+            f"{str(error).rstrip('.')}; change the fraction, or list the samples by --train-ids and --val-ids"
         ) from None
     return Split(train=ids[np.sort(train)].tolist(), val=ids[np.sort(val)].tolist())

@@ -26,6 +26,13 @@ from aam.training.memory import EXPANDABLE_SEGMENTS
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how long an epoch's report waits; 2 s by default
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # logs an error of its own in each run
+}
+# Read where Ray is started and where Tune runs.
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # workers at Ray's 15 starve beside anything else on the machine
+    "RAY_AIR_NEW_OUTPUT": "0",  # a table of Tune's settings, whatever the verbosity
 }
 # The driver of a trial takes no CPU from the workers that it waits for; Ray refuses a request for nothing.
 DRIVER_RESOURCES = {"CPU": 0, "node:__internal_head__": 0.001}
@@ -129,7 +136,8 @@ def connect(config: RayConfig) -> None:
     """Connect to the cluster that the settings name, or to a running one, or start one here."""
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(address=config.ray_address, log_to_driver=True, logging_level="WARNING")
 
 
@@ -175,6 +183,7 @@ def _trial(
                 num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="min"
             ),
             worker_runtime_env={"env_vars": environment} if environment else None,
+            logging_config=train.LoggingConfig(log_level="WARNING"),
         ),
     ).fit()
 

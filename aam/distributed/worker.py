@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray.train.v2._internal.execution import context
 
 from aam.distributed.checkpoints import SCORE
 from aam.plan import RunPlan
@@ -26,6 +28,8 @@ def train_worker(config: dict[str, Any]) -> None:
         `plan`: the RunPlan.
     """
     plan: RunPlan = config["plan"]
+    # Ray prints every report in full, by a logger that its own logging settings do not reach.
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
     device = ray.train.torch.get_device()
     task = build_task(plan, device, report=report_to_ray, folder=plan.output_dir)
     latest = ray.train.get_checkpoint()

@@ -188,10 +188,6 @@ def load(path: Path) -> Checkpoint:
     path : Path
         Its directory.
 
-    Returns
-    -------
-    Checkpoint
-
     Raises
     ------
     ValueError

@@ -111,6 +111,17 @@ def format_loss(value: float) -> str:
     return f"{value:.2e}" if abs(value) < 1e-4 else f"{value:.4f}"
 
 
+def summary_line(metrics: dict[str, float], epochs: int, *, improved: bool) -> str:
+    """An epoch in one line: its losses, and the metrics of the validation samples."""
+    parts = [f"epoch {int(metrics['epoch'])}/{epochs}"]
+    for part in ("train", "val"):
+        found = {k.removeprefix(f"{part}/"): v for k, v in metrics.items() if k.startswith(f"{part}/")}
+        shown = {k: v for k, v in found.items() if k.endswith("_loss") or part == "val"}
+        parts.append(f"{part} " + " ".join(f"{k.removesuffix('_loss')} {v:.4g}" for k, v in shown.items()))
+    parts.append(f"{metrics['throughput(samples/s)']:.1f} samples/s")
+    return " | ".join(parts) + (" | best so far" if improved else "")
+
+
 class ProgressBar:
     """Bar of an epoch on the first worker: `Epoch 5/100`, then step, running mean of the loss, and lr.
 

@@ -21,7 +21,7 @@ from aam.data.draw import FIXED_DRAW, generator
 from aam.training import checkpoint, collectives
 from aam.training.asv_cache import ASVCache
 from aam.training.checkpoint import ModelSpec, TrainingState
-from aam.training.logs import ProgressBar, RunLog
+from aam.training.logs import ProgressBar, RunLog, summary_line
 from aam.training.memory import clear_cache, out_of_memory_advice
 from aam.training.metrics import EpochArrays, EpochRecord
 from aam.training.optimizer import make_optimizer, update
@@ -132,6 +132,8 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
     metrics |= {"best_epoch": state.best_epoch, "skipped_updates": state.skipped}
     state.history.append(metrics)
     engine.log.epoch(metrics)
+    if collectives.rank() == 0:
+        print(summary_line(metrics, task.config.epochs, improved=improved), flush=True)
     if improved:
         engine.log.best(arrays, _gathered_ids(task.val), task.objective.target, epoch)
     if task.report is not None:

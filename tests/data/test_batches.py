@@ -1,0 +1,300 @@
+"""Batches: each sample once, the shares of the workers make up the batch, masks and targets of the draw."""
+
+import dataclasses
+import io
+
+import biom
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from skbio import TreeNode
+from skbio.diversity import beta_diversity
+
+from aam.config import DataConfig, DataContract
+from aam.data.batches import BatchPlan, EpochBatches, count_batches
+from aam.data.draw import FIXED_DRAW, draw_sample
+from aam.data.prepare import prepare
+from aam.data.tokens import PAD, START
+
+WORLDS = [1, 2, 3]
+EPOCHS = [FIXED_DRAW, 1]
+
+
+@pytest.fixture(scope="module")
+def plan(synthetic_folder) -> BatchPlan:
+    """All losses have what they need; some ASVs are shorter, 200 reads a sample, and truncation bites."""
+    config = DataConfig(table=synthetic_folder / "table.biom", tree=synthetic_folder / "tree.nwk")
+    dataset = prepare(config, max_bp=150, use_tree=True)
+    usable = [s for s, reads in zip(dataset.sample_ids, dataset.depths, strict=True) if reads >= 200]
+    return BatchPlan(
+        dataset=dataset,
+        sample_ids=usable,
+        contract=DataContract(rarefy_depth=200, token_limit=20, seed=4),
+        batch_size=7,
+        unifrac=True,
+        mask_fraction=0.15,
+        count_mask_fraction=0.15,
+        targets=np.arange(len(usable), dtype=np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def uneven(plan, tmp_path_factory) -> BatchPlan:
+    """The same with ASVs of many lengths, one of 4 nucleotides."""
+    folder = tmp_path_factory.mktemp("uneven")
+    rng = np.random.default_rng(0)
+    sequences = ["ACGT"] + ["".join(rng.choice(list("ACGT"), n)) for n in range(10, 60)]
+    counts = rng.poisson(3, (len(sequences), 12)) + (np.arange(len(sequences)) == 0)[:, None]
+    with h5py.File(folder / "table.biom", "w") as file:
+        biom.Table(counts, sequences, [f"s{i}" for i in range(12)]).to_hdf5(file, "test")
+    dataset = prepare(DataConfig(table=folder / "table.biom"), max_bp=150, use_tree=False)
+    return BatchPlan(
+        dataset=dataset,
+        sample_ids=dataset.sample_ids,
+        contract=DataContract(rarefy_depth=60),
+        batch_size=6,
+        mask_fraction=0.15,
+    )
+
+
+def batches_of(plan: BatchPlan, epoch: int, world: int) -> list[list]:
+    """For each batch the shares of all workers."""
+    of_ranks = [EpochBatches(plan, epoch, rank=rank, world=world) for rank in range(world)]
+    return [[of_rank[i] for of_rank in of_ranks] for i in range(len(of_ranks[0]))]
+
+
+def drawn(plan: BatchPlan, sample: str, epoch: int) -> dict[int, int]:
+    asvs, counts = draw_sample(*plan.dataset.sample(plan.dataset.row[sample]), sample, plan.contract, epoch)
+    return dict(zip(asvs.tolist(), counts.tolist(), strict=True))
+
+
+def equal(a, b) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+
+
+# Each sample once
+
+
+@given(st.integers(2, 500), st.integers(2, 64), st.data())
+def test_batches_hold_each_sample_once_and_suit_all_workers(n, batch_size, data):
+    world = data.draw(st.integers(1, batch_size // 2))
+    sizes = [len(part) for part in np.array_split(np.arange(n), count_batches(n, batch_size))]
+    assert sum(sizes) == n
+    assert min(sizes) >= 2
+    assert max(sizes) <= max(batch_size, 3)
+    if n >= world:
+        assert min(sizes) >= world  # no worker is without a sample
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("epoch", EPOCHS)
+def test_an_epoch_visits_each_sample_once(plan, world, epoch):
+    batches = batches_of(plan, epoch, world)
+    visited = [s for shares in batches for share in shares for s in share.sample_ids]
+    assert sorted(visited) == sorted(plan.sample_ids)
+    assert len(set(visited)) == len(visited)
+    if epoch == FIXED_DRAW:
+        assert visited == plan.sample_ids
+
+
+def test_own_positions_are_those_of_the_batches(plan):
+    for rank in range(3):
+        batches = EpochBatches(plan, 3, rank=rank, world=3)
+        found = [[plan.sample_ids[p] for p in positions] for positions in batches.own_positions()]
+        assert found == [batches[i].sample_ids for i in range(len(batches))]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_shares_make_up_the_batch_of_one_worker(plan, world):
+    for [whole], shares in zip(batches_of(plan, 1, 1), batches_of(plan, 1, world), strict=True):
+        assert [s for share in shares for s in share.sample_ids] == whole.sample_ids
+        assert [s for share in shares for s in whole.sample_ids[share.global_rows]] == whole.sample_ids
+        torch.testing.assert_close(torch.cat([s.unifrac for s in shares]), whole.unifrac, rtol=0, atol=0)
+        torch.testing.assert_close(torch.cat([s.target for s in shares]), whole.target, rtol=0, atol=0)
+        for share in shares:
+            assert share.rank_sizes == [len(s.sample_ids) for s in shares]
+            assert share.pair_total == whole.pair_total
+            assert share.masked_total == whole.masked_total
+            assert share.count_total == whole.count_total
+
+
+def test_targets_follow_the_shuffled_samples(plan):
+    for [batch] in batches_of(plan, 2, 1):
+        assert batch.target.tolist() == [plan.sample_ids.index(s) for s in batch.sample_ids]
+
+
+def test_validation_is_always_the_same_and_training_epochs_differ(plan):
+    fixed, again = batches_of(plan, FIXED_DRAW, 1), batches_of(plan, FIXED_DRAW, 1)
+    assert all(equal(a, b) for [a], [b] in zip(fixed, again, strict=True))
+    first, repeated, second = (batches_of(plan, epoch, 1) for epoch in (1, 1, 2))
+    assert all(equal(a, b) for [a], [b] in zip(first, repeated, strict=True))
+    assert [b.sample_ids for [b] in first] != [b.sample_ids for [b] in second]
+    sample = plan.sample_ids[0]
+    assert drawn(plan, sample, 1) != drawn(plan, sample, 2)
+
+
+# The draw
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_slots_and_abundances_give_the_draw_back(plan, world):
+    for shares in batches_of(plan, 1, world):
+        for batch in shares:
+            for row, sample in enumerate(batch.sample_ids):
+                draw, mask = drawn(plan, sample, 1), batch.slot_mask[row]
+                asvs = batch.asvs[batch.slot[row][mask]].tolist()
+                assert asvs == list(draw)
+                reads = np.array(list(draw.values()))
+                share = batch.log_abundance[row][mask].double().exp().numpy()
+                np.testing.assert_allclose(share, reads / reads.sum(), rtol=1e-5)
+                assert not batch.slot[row][~mask].any()
+                assert not batch.log_abundance[row][~mask].any()
+            assert batch.slot_mask.any(dim=1).all()
+            assert batch.slot_mask.any(dim=0).all()  # no wider than the longest sample
+
+
+@pytest.mark.parametrize("case", ["plan", "uneven"])
+def test_each_distinct_asv_is_there_once(case, request):
+    plan = request.getfixturevalue(case)
+    for shares in batches_of(plan, 1, 2):
+        for batch in shares:
+            expected = sorted(set().union(*(drawn(plan, s, 1) for s in batch.sample_ids)))
+            assert batch.asvs.tolist() == expected
+            lengths = plan.dataset.lengths[expected]
+            assert batch.tokens.shape == (len(expected), lengths.max())
+            assert batch.tokens.dtype == torch.uint8
+            np.testing.assert_array_equal(batch.tokens, plan.dataset.tokens[expected][:, : lengths.max()])
+            assert batch.asvs_padded == bool((batch.tokens == PAD).any())
+    assert plan.dataset.lengths.min() < plan.dataset.lengths.max() or case == "plan"
+
+
+def test_unifrac_is_that_of_scikit_bio_on_the_truncated_draw(plan, synthetic_folder):
+    tree = TreeNode.read(io.StringIO((synthetic_folder / "tree.nwk").read_text()))
+    for [batch] in batches_of(plan, 1, 1):
+        counts = np.zeros((batch.global_size, len(plan.dataset.sequences)), dtype=int)
+        for row, sample in enumerate(batch.sample_ids):
+            for asv, reads in drawn(plan, sample, 1).items():
+                counts[row, asv] = reads
+        assert (counts > 0).sum(axis=1).max() == plan.contract.token_limit  # truncation happened
+        expected = beta_diversity(
+            "unweighted_unifrac", counts, taxa=plan.dataset.sequences, tree=tree, validate=False
+        )
+        np.testing.assert_allclose(batch.unifrac, expected.data, atol=1e-6)
+
+
+def test_what_is_not_asked_for_is_not_there(plan):
+    bare = dataclasses.replace(plan, unifrac=False, mask_fraction=0.0, count_mask_fraction=0.0, targets=None)
+    batch = EpochBatches(bare, 1)[0]
+    for name in ("unifrac", "masked_position", "masked_scored", "count_masked", "target"):
+        assert getattr(batch, name) is None
+    assert batch.masked_total == batch.count_total == 0
+
+
+# Masks
+
+
+def scored_positions(batch) -> dict[int, list[int]]:
+    """ASV to its masked positions, of those that this worker scores."""
+    found = {}
+    for asv, position, scored in zip(
+        batch.asvs.tolist(), batch.masked_position, batch.masked_scored, strict=True
+    ):
+        if scored.any():
+            found[asv] = position[scored].tolist()
+    return found
+
+
+def masked_positions(batch) -> dict[int, set[int]]:
+    return {a: set(p.tolist()) for a, p in zip(batch.asvs.tolist(), batch.masked_position, strict=True)}
+
+
+@pytest.mark.parametrize("case", ["plan", "uneven"])
+@pytest.mark.parametrize("epoch", EPOCHS)
+def test_15_percent_of_the_letters_are_masked_and_nothing_else(case, epoch, request):
+    plan = request.getfixturevalue(case)
+    for [batch] in batches_of(plan, epoch, 1):
+        masked = masked_positions(batch)
+        for row, asv in enumerate(batch.asvs.tolist()):
+            letters = int(plan.dataset.lengths[asv]) - 1
+            assert len(masked[asv]) == max(1, round(0.15 * letters))
+            tokens = batch.tokens[row][batch.masked_position[row]]
+            assert not ((tokens == START) | (tokens == PAD)).any()
+        scored = scored_positions(batch)
+        assert {asv: set(positions) for asv, positions in scored.items()} == masked
+        assert sum(map(len, scored.values())) == sum(map(len, masked.values()))  # repeats are not scored
+        assert batch.masked_total == int(batch.masked_scored.sum())
+
+
+def test_all_positions_are_masked_in_time(uneven):
+    found: dict[int, set[int]] = {}
+    for epoch in range(1, 60):
+        for asv, positions in masked_positions(EpochBatches(uneven, epoch)[0]).items():
+            found.setdefault(asv, set()).update(positions)
+    asv = uneven.dataset.sequences.index("ACGT")
+    assert found[asv] == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("case", ["plan", "uneven"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_workers_mask_alike_and_score_each_asv_once(case, world, request):
+    plan = request.getfixturevalue(case)
+    shared = 0
+    for [whole], shares in zip(batches_of(plan, 1, 1), batches_of(plan, 1, world), strict=True):
+        expected = masked_positions(whole)
+        for share in shares:
+            masked = masked_positions(share)
+            assert masked == {asv: expected[asv] for asv in masked}
+        scored = [scored_positions(share) for share in shares]
+        together = {asv: positions for part in scored for asv, positions in part.items()}
+        assert sum(map(len, scored)) == len(together)  # by one worker only
+        assert {a: sorted(p) for a, p in together.items()} == {
+            a: sorted(p) for a, p in scored_positions(whole).items()
+        }
+        assert sum(int(share.masked_scored.sum()) for share in shares) == whole.masked_total
+        shared += sum(len(share.asvs) for share in shares) - len(whole.asvs)
+    assert shared > 0  # some ASVs were in the samples of several workers
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_abundances_are_masked_alike_at_any_number_of_workers(plan, world):
+    for [whole], shares in zip(batches_of(plan, 1, 1), batches_of(plan, 1, world), strict=True):
+        row = 0
+        for share in shares:
+            assert not (share.count_masked & ~share.slot_mask).any()
+            for slots, masked in zip(share.slot_mask, share.count_masked, strict=True):
+                n = int(slots.sum())
+                assert int(masked.sum()) == max(1, round(0.15 * n))
+                assert torch.equal(masked[:n], whole.count_masked[row][:n])
+                row += 1
+        assert sum(int(share.count_masked.sum()) for share in shares) == whole.count_total
+
+
+def test_masks_differ_between_epochs(plan):
+    fixed = dataclasses.replace(
+        plan, contract=dataclasses.replace(plan.contract, rarefy_depth=0, token_limit=999)
+    )
+    first, second = (batches_of(fixed, epoch, 1) for epoch in (1, 2))
+    nucleotides = [
+        {a: p for [b] in epoch for a, p in masked_positions(b).items()} for epoch in (first, second)
+    ]
+    assert nucleotides[0] != nucleotides[1]
+
+    def masked(epoch, sample):
+        return next(b.count_masked[b.sample_ids.index(sample)] for [b] in epoch if sample in b.sample_ids)
+
+    assert (
+        masked(first, plan.sample_ids[0]).nonzero().tolist()
+        != masked(second, plan.sample_ids[0]).nonzero().tolist()
+    )
+
+
+def test_a_data_loader_in_other_processes_gives_the_same(plan):
+    batches = EpochBatches(plan, 1)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1)
+    loaded = list(loader)
+    assert len(loaded) == len(batches)
+    assert all(equal(a, batches[i]) for i, a in enumerate(loaded))

@@ -1,0 +1,195 @@
+"""The jobs as a user runs them: real scripts, a real Ray, files in and files out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import biom
+import pandas as pd
+import pytest
+
+TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
+QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200"]
+
+
+def sources(folder):
+    return ["--table", folder / "table.biom", "--metadata", folder / "metadata.tsv", "--group-column", "subject"]
+
+
+@pytest.fixture(scope="session")
+def stage_1(run_job, synthetic_folder, tmp_path_factory):
+    """A stage 1 run folder."""
+    folder = tmp_path_factory.mktemp("stage1") / "run"
+    tree = ["--tree", synthetic_folder / "tree.nwk"]
+    done = run_job(
+        "pretrain.py", *sources(synthetic_folder), *tree, *TINY, *QUICK, "--output-dir", folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "best epoch" in done.stdout
+    assert f"python jobs/train.py --table ... --metadata ... --target COLUMN --pretrained {folder}" in done.stdout
+    return folder
+
+
+def test_stage_1_leaves_a_whole_run_folder(stage_1):
+    for name in ("best", "last"):
+        assert {p.name for p in (stage_1 / name).iterdir()} >= {
+            "model.safetensors",
+            "config.json",
+            "training_state.pt",
+        }
+    rows = [json.loads(line) for line in (stage_1 / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {"train/base_loss", "val/nuc_loss", "val/unifrac_r2", "val/nuc_accuracy", "lr"} <= rows[0].keys()
+    assert list((stage_1 / "tensorboard").glob("events*"))
+    assert (stage_1 / "figures" / "unifrac.png").exists()
+    record = json.loads((stage_1 / "run.json").read_text())
+    assert record["config"]["loop"]["epochs"] == 2
+    train, val = ({i.split(".")[0] for i in record["split"][part]} for part in ("train", "val"))
+    assert not train & val, "a subject is on both sides"
+
+
+@pytest.mark.parametrize("freeze", ["--freeze-base", "--no-freeze-base"])
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_stage_2_and_prediction(run_job, stage_1, synthetic_folder, tmp_path, kind, freeze):
+    target = ["--target", "gradient"] if kind == "regression" else ["--target", "site", "--classifier"]
+    workers = ["--num-workers", "2"] if freeze == "--no-freeze-base" else []
+    done = run_job(
+        "train.py", *sources(synthetic_folder), *target, "--pretrained", stage_1, freeze,
+        "--attention-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3", *workers,
+        "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "stage 2: best epoch" in done.stdout
+    # A table of the validation samples alone, in another order, without the ASVs that they lack.
+    validation = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={0: str}).set_index(
+        "SampleID"
+    )
+    table = biom.load_table(str(synthetic_folder / "table.biom"))
+    new = table.filter(list(validation.index), inplace=False).sort_order(list(validation.index)[::-1])
+    new.remove_empty(axis="observation")
+    with biom.util.biom_open(str(tmp_path / "new.biom"), "w") as file:
+        new.to_hdf5(file, "tests")
+    done = run_job(
+        "predict.py", "--checkpoint", tmp_path / "run", "--table", tmp_path / "new.biom",
+        "--output", tmp_path / "predictions.tsv",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    predictions = pd.read_csv(tmp_path / "predictions.tsv", sep="\t", dtype={0: str}).set_index("SampleID")
+    assert list(predictions.columns) == ["prediction"]
+    assert set(predictions.index) == set(validation.index)
+    expected = validation.loc[predictions.index]
+    if kind == "regression":
+        difference = (predictions["prediction"] - expected["prediction"]).abs().max()
+        assert difference < 1e-5 * expected["prediction"].abs().max()
+        assert expected["true"].between(-50, 150).all(), "not in the target's own units"
+        return
+    assert (predictions["prediction"] == expected["prediction"]).all()
+    probabilities = pd.read_csv(tmp_path / "class_probabilities.tsv", sep="\t", dtype={0: str}).set_index(
+        "SampleID"
+    )
+    assert list(probabilities.columns) == ["gut", "skin", "soil"]
+    assert probabilities.sum(axis=1).sub(1).abs().max() < 1e-9
+    assert (probabilities - expected[probabilities.columns]).abs().max().max() < 1e-5
+    assert (probabilities.idxmax(axis=1) == predictions["prediction"]).all()
+
+
+def test_resume_goes_on_where_a_run_stopped(run_job, synthetic_folder, tmp_path):
+    """A run whose driver is gone after some epochs is finished by the same command and --resume."""
+    base = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK, "--output-dir", tmp_path / "run"]
+    assert run_job("train.py", *base).returncode == 0
+    again = run_job("train.py", *base)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+    other = run_job("train.py", *base, "--resume", "--lr", "0.5")
+    assert other.returncode == 1
+    assert "--lr" in other.stderr
+    # As it was before its last epoch: the driver died when only the first had been reported.
+    train = tmp_path / "run" / "ray" / "train"
+    snapshot = json.loads((train / "checkpoint_manager_snapshot.json").read_text())
+    assert snapshot, "Ray keeps no snapshot"
+    finished = run_job("train.py", *base, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [1, 2], "a finished run trained again"
+
+
+def test_predict_lists_what_it_could_not_predict(run_job, synthetic_folder, tmp_path):
+    done = run_job("train.py", *sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK[:-2],
+                   "--rarefy-depth", "3000", "--output-dir", tmp_path / "run")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "fewer than --rarefy-depth 3000" in done.stdout
+    done = run_job("predict.py", "--checkpoint", tmp_path / "run" / "best", "--table",
+                   synthetic_folder / "table.biom", "--output", tmp_path / "p.tsv")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    skipped = pd.read_csv(tmp_path / "p.skipped.tsv", sep="\t", dtype=str)
+    predicted = pd.read_csv(tmp_path / "p.tsv", sep="\t", dtype={0: str})
+    table = biom.load_table(str(synthetic_folder / "table.biom"))
+    depths = pd.Series(table.sum(axis="sample"), index=table.ids())
+    assert set(skipped["SampleID"]) == set(depths.index[depths < 3000])
+    assert len(predicted) + len(skipped) == table.shape[1]
+    assert skipped["reason"].str.contains("fewer than 3000").all()
+
+
+@pytest.fixture
+def broken(synthetic_folder, tmp_path):
+    """A copy of the dataset to break."""
+    shutil.copytree(synthetic_folder, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def rewrite_ids(path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_user_faults_are_one_line_without_a_traceback(run_job, broken, tmp_path):
+    """Every fault names its culprit and the way out; the exit code is 1. One data set, broken in turn."""
+    table = biom.load_table(str(broken / "table.biom"))
+    first_asv = str(table.ids(axis="observation")[0])
+
+    def write(name, changed):
+        with biom.util.biom_open(str(broken / name), "w") as file:
+            changed.to_hdf5(file, "tests")
+        return broken / name
+
+    letter = table.update_ids({first_asv: "X" + first_asv[1:]}, axis="observation", strict=False, inplace=False)
+    hashed = table.update_ids({first_asv: "asv-1"}, axis="observation", strict=False, inplace=False)
+    nothing = table.filter(lambda *_: False, inplace=False) if False else biom.Table([], [], [])
+    lines = (broken / "metadata.tsv").read_text().splitlines(keepends=True)
+    (broken / "short.tsv").write_text("".join(lines[:-1]))
+    missing_id = lines[-1].split("\t")[0]
+    (broken / "other.nwk").write_text("((ACGT:1,ACGA:1):1,TTTT:1);")
+    ids = (broken / "ids.txt", broken / "val.txt")
+    ids[0].write_text("no-such-sample\n")
+    ids[1].write_text(lines[1].split("\t")[0] + "\n")
+    good = {"--table": broken / "table.biom", "--metadata": broken / "metadata.tsv", "--target": "gradient"}
+    cases = [
+        ("train.py", {"--metadata": broken / "short.tsv"}, [missing_id, "short.tsv", "--missing-samples ignore"]),
+        ("train.py", {"--target": "site"}, ["'site'", "not numeric", "--classifier"]),
+        ("train.py", {"--target": "gradiant"}, ["'gradiant'", "did you mean 'gradient'"]),
+        ("train.py", {"--train-ids": ids[0], "--val-ids": ids[1]}, ["no-such-sample", "ids.txt"]),
+        ("train.py", {"--pretrained": tmp_path / "none"}, ["none", "no such run folder"]),
+        ("pretrain.py", {"--tree": broken / "other.nwk"}, ["other.nwk", "lacks", "--max-missing-from-tree"]),
+        ("pretrain.py", {"--tree": broken / "table.biom"}, ["table.biom"]),
+        ("pretrain.py", {}, ["--tree"]),
+        ("pretrain.py", {"--table": broken / "tree.nwk", "--tree": broken / "tree.nwk"}, ["tree.nwk"]),
+        ("pretrain.py", {"--table": write("letter.biom", letter), "--tree": broken / "tree.nwk"}, ["'X'", "position 1"]),
+        ("pretrain.py", {"--table": write("hashed.biom", hashed), "--tree": broken / "tree.nwk"}, ["asv-1", "--sequences"]),
+        ("pretrain.py", {"--table": write("empty.biom", nothing), "--tree": broken / "tree.nwk"}, ["empty.biom"]),
+        ("predict.py", {"--checkpoint": broken, "--output": tmp_path / "p.tsv"}, ["neither a checkpoint"]),
+    ]  # fmt: skip
+    for script, changed, words in cases:
+        flags = {**good, **changed}
+        if script != "train.py":
+            flags.pop("--target")
+            flags.pop("--metadata")
+        if script != "predict.py":
+            flags["--output-dir"] = tmp_path / "run"
+        done = run_job(script, *[part for pair in flags.items() for part in pair])
+        case = f"{script} {changed}: {done.stderr}"
+        assert done.returncode == 1, case
+        assert "Traceback" not in done.stderr, case
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, case
+        for word in words:
+            assert word in errors[0], case
