@@ -28,9 +28,7 @@ def main(config_type: type[C], function: Callable[[C], None]) -> None:
         Takes the settings.
     """
     try:
-        config = tyro.cli(
-            config_type, description=config_type.__doc__, config=(tyro.conf.OmitArgPrefixes,)
-        )
+        config = tyro.cli(config_type, description=config_type.__doc__, config=(tyro.conf.OmitArgPrefixes,))
         function(_absolute(config))
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("AAM_DEBUG"):

@@ -73,6 +73,10 @@ class DataConfig:
             f"--token-limit must be at least 1, not {self.token_limit}",
         )
         _require(self.max_bp is None or self.max_bp >= 1, f"--max-bp must be at least 1, not {self.max_bp}")
+        _require(
+            0 <= self.max_missing_from_tree <= 1,
+            f"--max-missing-from-tree is a share from 0 to 1, not {self.max_missing_from_tree}",
+        )
         if self.table is None:
             for flag in ("tree", "metadata", "sequences"):
                 _require(getattr(self, flag) is None, f"--{flag} needs --table beside it")
@@ -114,9 +118,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for flag in ("embedding_dim", "attention_heads", "attention_layers", "asv_layers"):
             value = getattr(self, flag)
-            _require(
-                value is None or value >= 1, f"--{flag.replace('_', '-')} must be at least 1, not {value}"
-            )
+            _require(value is None or value >= 1, f"--{flag.replace('_', '-')} must be at least 1, not {value}")
         _require(self.kmer is None or 0 <= self.kmer <= 6, f"--kmer must be from 0 to 6, not {self.kmer}")
         _require(
             self.dropout is None or 0 <= self.dropout < 1,
@@ -176,9 +178,7 @@ class LoopConfig:
             _require(getattr(self, flag) > 0, f"--{flag.replace('_', '-')} must be above 0")
         _require(self.weight_decay >= 0, "--weight-decay must not be negative")
         _require(self.warmup_steps is None or self.warmup_steps >= 0, "--warmup-steps must not be negative")
-        _require(
-            self.asv_chunk_size is None or self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1"
-        )
+        _require(self.asv_chunk_size is None or self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +198,7 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_workers >= 1, f"--num-workers must be at least 1, not {self.num_workers}")
-        _require(
-            self.cpus_per_worker is None or self.cpus_per_worker >= 1, "--cpus-per-worker must be at least 1"
-        )
+        _require(self.cpus_per_worker is None or self.cpus_per_worker >= 1, "--cpus-per-worker must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,9 +305,7 @@ class TrainConfig:
                 self.data.tree is not None or self.data.table is None,
                 "--base-weight needs --tree: UniFrac is its target",
             )
-            _require(
-                not self.freeze_base, "--base-weight trains the base, which --freeze-base keeps as it is"
-            )
+            _require(not self.freeze_base, "--base-weight trains the base, which --freeze-base keeps as it is")
         _check_batch(self.loop, self.ray)
 
 
@@ -343,16 +339,13 @@ RunConfig = PretrainConfig | TrainConfig
 def _check_batch(loop: LoopConfig, ray: RayConfig) -> None:
     _require(
         ray.num_workers == 1 or loop.batch_size >= 2 * ray.num_workers,
-        f"--batch-size {loop.batch_size} (over all workers) must be at least 2 x --num-workers "
-        f"{ray.num_workers}",
+        f"--batch-size {loop.batch_size} (over all workers) must be at least 2 x --num-workers {ray.num_workers}",
     )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested dataclasses as JSON types; paths as text."""
-    return {
-        f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)
-    }
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:

@@ -161,11 +161,7 @@ def _mask_fraction(config: RunConfig) -> float:
 
 
 def _count_mask_fraction(config: RunConfig) -> float:
-    return (
-        config.loss.count_mask_fraction
-        if isinstance(config, TrainConfig) and config.loss.count_weight
-        else 0.0
-    )
+    return config.loss.count_mask_fraction if isinstance(config, TrainConfig) and config.loss.count_weight else 0.0
 
 
 def check_resumable(saved: dict[str, Any], config: RunConfig, folder: Path) -> None:

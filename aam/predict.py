@@ -49,15 +49,17 @@ def predict(config: PredictConfig, path: Path) -> str:
     dataset = prepare(data, max_bp=contract.max_bp, use_tree=False)
     depth = contract.rarefy_depth
     enough = [s for s, reads in zip(dataset.sample_ids, dataset.depths, strict=True) if reads >= depth]
-    skipped = [s for s in dataset.sample_ids if s not in set(enough)]
+    skipped: dict[str, str] = dataset.manifest["dropped_samples"] | {
+        s: f"{reads} reads, fewer than {depth}"
+        for s, reads in zip(dataset.sample_ids, dataset.depths, strict=True)
+        if reads < depth
+    }
     if not enough:
         raise ValueError(
             f"{config.table}: all {len(skipped)} samples have fewer reads than the {depth} that the model was "
             "trained on"
         )
-    predicted = predict_samples(
-        loaded, dataset, enough, batch_size=config.batch_size, chunk_size=config.asv_chunk_size
-    )
+    predicted = predict_samples(loaded, dataset, enough, batch_size=config.batch_size, chunk_size=config.asv_chunk_size)
     lines = [f"note: {note}" for note in dataset.manifest["notes"]]
     config.output.parent.mkdir(parents=True, exist_ok=True)
     if target.classes:
@@ -71,9 +73,8 @@ def predict(config: PredictConfig, path: Path) -> str:
     _write(config.output, ["SampleID", "prediction"], enough, [[v] for v in values])
     if skipped:
         beside = config.output.with_name(f"{config.output.stem}.skipped.tsv")
-        reads = dict(zip(dataset.sample_ids, dataset.depths, strict=True))
-        _write(beside, ["SampleID", "reason"], skipped, [[f"{reads[s]} reads, fewer than {depth}"] for s in skipped])
-        lines.append(f"{len(skipped)} samples with fewer than {depth} reads could not be predicted: {beside}")
+        _write(beside, ["SampleID", "reason"], list(skipped), [[reason] for reason in skipped.values()])
+        lines.append(f"{len(skipped)} samples could not be predicted, with the reasons: {beside}")
     return "\n".join([*lines, f"{len(enough)} predictions of {target.column}: {config.output}"])
 
 
@@ -109,9 +110,7 @@ def predict_samples(
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device).eval()
-    plan = BatchPlan(
-        dataset=dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=batch_size
-    )
+    plan = BatchPlan(dataset=dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=batch_size)
     objective = Objective(weights=LossWeights(), target=loaded.spec.target)
     cache = ASVCache(model, dataset, None, chunk_size)
     found = []

@@ -15,9 +15,7 @@ from aam.data.metadata import numeric_column, text_column
 from aam.data.split import Split, describe_dropped, draw_split, split_from_files
 
 
-def choose_samples(
-    config: RunConfig, dataset: PreparedDataset, depth: int
-) -> tuple[Split, dict[str, Any], list[str]]:
+def choose_samples(config: RunConfig, dataset: PreparedDataset, depth: int) -> tuple[Split, dict[str, Any], list[str]]:
     """Drop the samples that the run cannot use, and split the others.
 
     Parameters
@@ -50,7 +48,16 @@ def choose_samples(
         targets, without = _targets(config, dataset, dropped)
         dropped |= without
     split = _split(config, dataset, dropped, targets)
-    return split, targets, [*dataset.manifest["notes"], *describe_dropped(dropped), *split.notes]
+    used = {config.data.group_column, config.loss.target if isinstance(config, TrainConfig) else None}
+    read = [note for note in dataset.manifest["notes"] if not _about_other_column(note, used)]
+    return split, targets, [*read, *describe_dropped(dropped), *split.notes]
+
+
+def _about_other_column(note: str, used: set[str | None]) -> bool:
+    """Whether a note is about missing cells of a column that the run does not read; `run.json` has them all."""
+    return note.startswith("metadata: column ") and not any(
+        note.startswith(f"metadata: column {column!r}") for column in used
+    )
 
 
 def _too_shallow(dataset: PreparedDataset, depth: int) -> dict[str, str]:
@@ -119,9 +126,7 @@ def _targets(
     return targets, dict.fromkeys(without, f"no value in column {column!r}")
 
 
-def _split(
-    config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str], targets: dict[str, Any]
-) -> Split:
+def _split(config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str], targets: dict[str, Any]) -> Split:
     data, usable = config.data, _usable(dataset, dropped)
     # An id file may list samples that the table had and the prepared dataset has not.
     unusable = dataset.manifest["dropped_samples"] | dropped
@@ -129,9 +134,7 @@ def _split(
     if data.train_ids is not None or data.test_ids is not None:
         listed = split_from_files(files, usable, unusable)
         if data.train_ids is not None:
-            unused = (
-                () if data.group_column is None else ("--group-column is not used: --train-ids is given",)
-            )
+            unused = () if data.group_column is None else ("--group-column is not used: --train-ids is given",)
             return dataclasses.replace(listed, notes=(*listed.notes, *unused))
         kept_back = set(listed.test)
         usable = [s for s in usable if s not in kept_back]

@@ -55,8 +55,7 @@ def encoder_sizes(config: RunConfig, base: ModelSpec | None) -> EncoderSizes:
     )
     if sizes.embedding_dim % sizes.attention_heads:
         raise ValueError(
-            f"--embedding-dim {sizes.embedding_dim} must be a multiple of --attention-heads "
-            f"{sizes.attention_heads}"
+            f"--embedding-dim {sizes.embedding_dim} must be a multiple of --attention-heads {sizes.attention_heads}"
         )
     return sizes
 
@@ -66,9 +65,7 @@ def contract_of(config: RunConfig, base: ModelSpec | None) -> DataContract:
     data, had = config.data, None if base is None else base.contract
     return DataContract(
         max_bp=_decide(data.max_bp, had and had.max_bp, DEFAULT_MAX_BP),
-        rarefy_depth=_decide(
-            data.rarefy_depth, None if had is None else had.rarefy_depth, DEFAULT_RAREFY_DEPTH
-        ),
+        rarefy_depth=_decide(data.rarefy_depth, None if had is None else had.rarefy_depth, DEFAULT_RAREFY_DEPTH),
         token_limit=_decide(data.token_limit, had and had.token_limit, DEFAULT_TOKEN_LIMIT),
         token_choice=_decide(data.token_choice, had and had.token_choice, "abundance"),
         seed=config.loop.seed,
@@ -142,7 +139,5 @@ def estimate_distances(
     everything = np.concatenate(values)
     variance = float(everything.var())
     if variance == 0:
-        raise ValueError(
-            f"all training samples are at the same UniFrac distance ({everything[0]:g}): nothing to learn"
-        )
+        raise ValueError(f"all training samples are at the same UniFrac distance ({everything[0]:g}): nothing to learn")
     return float(everything.mean()), variance

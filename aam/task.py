@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from torch import nn
 
 from aam.config import LoopConfig
 from aam.data.batches import BatchPlan, build_batch
+from aam.model.sequence_encoder import SequenceEncoder
+from aam.model.sequence_predictor import SequencePredictor
 from aam.plan import RunPlan
 from aam.training import checkpoint
 from aam.training.loop import Report, Task
+from aam.training.memory import clear_cache
 from aam.training.step import Objective
 
 
@@ -38,9 +42,8 @@ def build_task(
     model = plan.spec.build()
     if plan.pretrained is not None:
         assert plan.spec.predictor is not None
-        loaded = checkpoint.load(plan.pretrained)
-        base = loaded.model if loaded.spec.predictor is None else loaded.model.base
-        checkpoint.load_weights(model.base, base.state_dict(), source=plan.pretrained)
+        source = encoder_of(checkpoint.load(plan.pretrained).model)
+        checkpoint.load_weights(encoder_of(model), source.state_dict(), source=plan.pretrained)
     model.to(device)
     objective = Objective(
         weights=plan.weights,
@@ -49,10 +52,11 @@ def build_task(
         distance_variance=plan.spec.distance_variance,
     )
     train, val = (_batch_plan(plan, part) for part in ("train", "val"))
-    encoder = model if plan.spec.predictor is None else model.base
+    encoder = encoder_of(model)
     if plan.weights.base > 0 and plan.pretrained is None:
         calibrate_distances(encoder, train, objective, device)
     _freeze_unused(encoder, plan)
+    encoder.asv_encoder.after_chunk = partial(clear_cache, config, "batch")
     return Task(
         spec=plan.spec,
         model=model,
@@ -63,6 +67,11 @@ def build_task(
         folder=folder,
         report=report,
     )
+
+
+def encoder_of(model: SequenceEncoder | SequencePredictor) -> SequenceEncoder:
+    """The encoder of a model of either stage."""
+    return model.base if isinstance(model, SequencePredictor) else model
 
 
 def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:
@@ -81,7 +90,7 @@ def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:
 
 
 @torch.no_grad()
-def calibrate_distances(encoder: nn.Module, plan: BatchPlan, objective: Objective, device: torch.device) -> None:
+def calibrate_distances(encoder: SequenceEncoder, plan: BatchPlan, objective: Objective, device: torch.device) -> None:
     """Set offset and scale of the distance head so that the first predictions have the true mean and spread.
 
     New embeddings differ far more in their distances than samples do. Without this, the head's first lesson is
@@ -98,11 +107,11 @@ def calibrate_distances(encoder: nn.Module, plan: BatchPlan, objective: Objectiv
     scale = objective.distance_variance**0.5 / spread if spread > 0 else 1.0
     # With a near-constant distance to start from, the scale that gives the true mean is already the smaller.
     scale = min(scale, objective.distance_mean / apart.mean().item())
-    encoder.distance_log_scale.fill_(math.log(scale))
-    encoder.distance_offset.fill_(objective.distance_mean - scale * apart.mean().item())
+    nn.init.constant_(encoder.distance_log_scale, math.log(scale))
+    nn.init.constant_(encoder.distance_offset, objective.distance_mean - scale * apart.mean().item())
 
 
-def _freeze_unused(encoder: nn.Module, plan: RunPlan) -> None:
+def _freeze_unused(encoder: SequenceEncoder, plan: RunPlan) -> None:
     """Parts that no loss of this run reaches: out of the optimizer, and DDP must not wait for them."""
     if plan.weights.nuc == 0:
         encoder.asv_encoder.nucleotide_head.requires_grad_(False)

@@ -1,5 +1,7 @@
 """The whole way on the built-in synthetic dataset: stage 1, stage 2, predictions for samples kept back."""
 
+import csv
+import logging
 import os
 import shlex
 import shutil
@@ -13,7 +15,6 @@ sys.path.insert(0, str(ROOT))  # runs from a checkout, installed or not
 
 import biom
 import numpy as np
-import pandas as pd
 import ray
 
 from aam.data import synthetic
@@ -33,8 +34,8 @@ def main() -> None:
     data = synthetic.ensure(folder / "data", synthetic.SyntheticConfig())
     hold_back(data, folder)
     os.environ.update(RAY_ENVIRONMENT)
-    context = ray.init(address="local", logging_level="WARNING", log_to_driver=False)
-    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]  # one Ray for both stages
+    ray.init(address="local", logging_level=logging.WARNING, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # one Ray for both stages
     sources = ["--table", f"{data}/table.biom", "--metadata", f"{data}/metadata.tsv"]
     split = ["--group-column", "subject", "--test-ids", f"{folder}/test_ids.txt"]
     tree = ["--tree", f"{data}/tree.nwk"]
@@ -84,15 +85,23 @@ def run(script: str, *arguments: str | Path) -> str:
 
 def score(predictions: Path, metadata: Path) -> str:
     """Error on the samples that were kept back, beside that of always saying their mean."""
-    predicted = pd.read_csv(predictions, sep="\t", index_col=0, dtype={0: str})["prediction"]
-    truth = pd.read_csv(metadata, sep="\t", index_col=0, dtype=str)["gradient"]
-    truth = pd.to_numeric(truth.loc[predicted.index], errors="coerce").dropna()
-    found = regression_metrics(truth.to_numpy(), predicted.loc[truth.index].to_numpy())
-    constant = float(np.abs(truth - truth.mean()).mean())
+    truth = read_column(metadata, "gradient")
+    pairs = [(float(truth[s]), float(v)) for s, v in read_column(predictions, "prediction").items() if s in truth]
+    true, predicted = np.array(pairs).T
+    found = regression_metrics(true, predicted)
+    constant = np.abs(true - true.mean()).mean()
     return (
-        f"new samples: {len(truth)} of subjects that neither stage saw\n"
+        f"new samples: {len(pairs)} of subjects that neither stage saw\n"
         f"  test         mae {found['mae']:.4g} (always saying the mean: {constant:.4g})  r2 {found['r2']:.4g}"
     )
+
+
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """Cells of a table by sample id, those without a value left out."""
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        assert rows.fieldnames is not None
+        return {row[rows.fieldnames[0]]: row[column] for row in rows if row[column] not in ("", synthetic.MISSING)}
 
 
 if __name__ == "__main__":

@@ -66,5 +66,3 @@ def run_job(ray_cluster):
         )
 
     return run
-
-

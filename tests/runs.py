@@ -42,9 +42,7 @@ def data_config(folder: Path, **changed: Any) -> DataConfig:
 
 def pretrain_config(folder: Path, output_dir: Path, *, model: ModelConfig = TINY, **loop: Any) -> PretrainConfig:
     settings = {"batch_size": 8, "epochs": 2, "lr": 1e-3, **loop}
-    return PretrainConfig(
-        output_dir=output_dir, data=data_config(folder), model=model, loop=LoopConfig(**settings)
-    )
+    return PretrainConfig(output_dir=output_dir, data=data_config(folder), model=model, loop=LoopConfig(**settings))
 
 
 def train_config(

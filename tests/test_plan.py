@@ -28,9 +28,7 @@ from aam.training.checkpoint import ModelSpec
 
 
 def test_sizes_have_their_defaults(synthetic_folder):
-    config = dataclasses.replace(
-        pretrain(synthetic_folder, rarefy_depth=None, token_limit=None), model=ModelConfig()
-    )
+    config = dataclasses.replace(pretrain(synthetic_folder, rarefy_depth=None, token_limit=None), model=ModelConfig())
     spec = make_plan(config).spec
     sizes = spec.encoder
     assert (sizes.embedding_dim, sizes.attention_heads, sizes.attention_layers, sizes.asv_layers) == (
@@ -45,9 +43,7 @@ def test_sizes_have_their_defaults(synthetic_folder):
 
 
 def pretrained_spec(folder: Path) -> tuple[Path, ModelSpec]:
-    model = ModelConfig(
-        embedding_dim=16, attention_heads=2, attention_layers=2, asv_layers=1, dropout=0.0, kmer=0
-    )
+    model = ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=2, asv_layers=1, dropout=0.0, kmer=0)
     data = data_config(folder, rarefy_depth=0, token_limit=30, max_bp=130, token_choice="random")
     config = PretrainConfig(output_dir=OUT, data=data, model=model, loop=LoopConfig(seed=7))
     return Path("pretrained"), make_plan(config).spec

@@ -152,9 +152,7 @@ def test_one_class_is_refused(synthetic_folder, tmp_path):
 
 
 def test_a_number_taken_for_classes_is_refused(synthetic_folder):
-    config = train(
-        synthetic_folder, target=TargetConfig(target="gradient", classifier=True), group_column="plate"
-    )
+    config = train(synthetic_folder, target=TargetConfig(target="gradient", classifier=True), group_column="plate")
     assert "too few of each to learn (a number? leave --classifier out)" in refusal(config)
 
 

@@ -53,9 +53,7 @@ def draw_sample(
     """
     rng = generator(contract.seed, epoch, sample_id)
     if contract.rarefy_depth:
-        drawn = rng.multivariate_hypergeometric(
-            counts.astype(np.int64), contract.rarefy_depth, method="marginals"
-        )
+        drawn = rng.multivariate_hypergeometric(counts.astype(np.int64), contract.rarefy_depth, method="marginals")
         kept = np.flatnonzero(drawn)
         asvs, counts = asvs[kept], drawn[kept]
     if len(asvs) > contract.token_limit:

@@ -105,9 +105,7 @@ def text_column(frame: pd.DataFrame, column: str, *, source: Path | str) -> pd.S
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         others = ", ".join(map(repr, rest[:40])) or "none"
         others += f", ... ({len(rest) - 40} more)" if len(rest) > 40 else ""
-        raise ValueError(
-            f"{source}: no column {column!r}: {hint}{'other' if close else 'its'} columns: {others}"
-        )
+        raise ValueError(f"{source}: no column {column!r}: {hint}{'other' if close else 'its'} columns: {others}")
     return cast(pd.Series, frame[column])
 
 
@@ -159,9 +157,7 @@ def _check_rows(rows: list[list[str]], width: int, path: Path) -> list[str]:
         if row[0].startswith("#"):
             comments.append(row[0])
         elif not row[0]:
-            raise ValueError(
-                f"{path}: a row has no sample id ({some(filter(None, row))}): give it one or remove it"
-            )
+            raise ValueError(f"{path}: a row has no sample id ({some(filter(None, row))}): give it one or remove it")
         elif any(row[width:]):
             raise ValueError(
                 f"{path}: the row of sample {row[0]!r} has {len(row)} cells, the header {width}: "

@@ -98,9 +98,7 @@ def _check_lengths(table: AmpliconTable, path: Path, max_bp: int) -> None:
         )
 
 
-def _place_in_tree(
-    table: AmpliconTable, config: DataConfig
-) -> tuple[AmpliconTable, RootPaths, tuple[str, ...]]:
+def _place_in_tree(table: AmpliconTable, config: DataConfig) -> tuple[AmpliconTable, RootPaths, tuple[str, ...]]:
     """Shear the tree to the table and drop the ASVs that it lacks, up to the share that is allowed."""
     assert config.tree is not None
     text = read_newick(config.tree)
@@ -173,9 +171,7 @@ def _look(ids: list[str]) -> str:
     return ", ".join(map(repr, ids[:3])) + (", ..." if len(ids) > 3 else "")
 
 
-def _write(
-    folder: Path, table: AmpliconTable, paths: RootPaths | None, metadata: pd.DataFrame, manifest: dict
-) -> None:
+def _write(folder: Path, table: AmpliconTable, paths: RootPaths | None, metadata: pd.DataFrame, manifest: dict) -> None:
     """Write to a temporary name and rename: another process sees the whole dataset or none."""
     encoded, lengths = tokens.encode(table.sequences)
     if paths is None:

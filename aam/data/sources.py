@@ -84,9 +84,7 @@ def read_table(path: Path, sequences: Path | None = None) -> AmpliconTable:
         notes.append(_merge_note(features, dna, len(dna) - len(distinct)))
     rows = np.repeat(np.arange(len(samples)), np.diff(counts.indptr))
     shape = (len(samples), len(distinct))
-    merged = sparse.csr_array(
-        (counts.data, (rows, column[counts.indices])), shape=shape
-    )  # sums equal cells, sorts
+    merged = sparse.csr_array((counts.data, (rows, column[counts.indices])), shape=shape)  # sums equal cells, sorts
     return AmpliconTable(
         sample_ids=samples,
         sequences=distinct.tolist(),
@@ -149,9 +147,7 @@ def _read_biom(path: Path) -> biom.Table:
                 return _parse_biom(stream, kind)
         except _DAMAGED as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(
-                f"{path}: expected {expected}, found {kind} that cannot be read ({reason})"
-            ) from error
+            raise ValueError(f"{path}: expected {expected}, found {kind} that cannot be read ({reason})") from error
 
 
 def _parse_biom(stream: BinaryIO, kind: Kind) -> biom.Table:
@@ -166,9 +162,7 @@ def _parse_biom(stream: BinaryIO, kind: Kind) -> biom.Table:
     return biom.Table.from_json(content)
 
 
-def _whole_counts(
-    counts: sparse.csr_array, samples: list[str], features: list[str], path: Path
-) -> sparse.csr_array:
+def _whole_counts(counts: sparse.csr_array, samples: list[str], features: list[str], path: Path) -> sparse.csr_array:
     values = counts.data
     good = (values >= 0) & (values <= _LARGEST_COUNT) & (values == np.floor(values))  # all false for nan
     if not good.all():
@@ -240,9 +234,7 @@ def _check_md5(features: list[str], found: list[str], source: Path) -> None:
 
 def _dropped_note(names: list[str], kept: np.ndarray, one: str, many: str) -> list[str]:
     dropped = [names[i] for i in np.setdiff1d(np.arange(len(names)), kept)]
-    return (
-        [f"{len(dropped)} {one if len(dropped) == 1 else many}: dropped ({some(dropped)})"] if dropped else []
-    )
+    return [f"{len(dropped)} {one if len(dropped) == 1 else many}: dropped ({some(dropped)})"] if dropped else []
 
 
 def _merge_note(features: list[str], dna: list[str], surplus: int) -> str:

@@ -104,8 +104,7 @@ def split_from_files(files: dict[str, Path | None], usable: Sequence[str], dropp
             notes += [f"--{part}-ids: {text}" for text in describe_dropped({i: dropped[i] for i in lost})]
         if ids and not parts[part]:
             raise ValueError(
-                f"{path}: none of its {len(ids)} samples can be used, the first: "
-                f"{lost[0]} ({dropped[lost[0]]})"
+                f"{path}: none of its {len(ids)} samples can be used, the first: {lost[0]} ({dropped[lost[0]]})"
             )
     unlisted = len(known - owner.keys())
     if unlisted and files["train"] is not None:

@@ -150,9 +150,7 @@ def draw_places(config: SyntheticConfig, rng: np.random.Generator) -> tuple[Plac
     return Places(subject, position, mixture), pd.DataFrame(columns, index=pd.Index(ids, name="sample-id"))
 
 
-def draw_counts(
-    config: SyntheticConfig, niches: Niches, places: Places, rng: np.random.Generator
-) -> sparse.csr_array:
+def draw_counts(config: SyntheticConfig, niches: Niches, places: Places, rng: np.random.Generator) -> sparse.csr_array:
     """Draw the reads of each sample: which ASVs live there, how abundant they are, what the sequencer saw."""
     n, asvs = config.samples, config.asvs
     depth = np.round(lognormal_quantiles(config.median_depth, 1.1, n, rng)).clip(1).astype(np.int64)

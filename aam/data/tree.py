@@ -70,9 +70,7 @@ def parse_newick(text: str, tips: Sequence[str], *, source: str) -> FlatTree:
     wanted = {name: i for i, name in enumerate(tips)}
     if len(wanted) != len(tips):
         culprit = next(name for i, name in enumerate(tips) if wanted[name] != i)
-        raise ValueError(
-            f"{source}: tip {culprit!r} is requested more than once; feature ids must be unique."
-        )
+        raise ValueError(f"{source}: tip {culprit!r} is requested more than once; feature ids must be unique.")
     text = _blank_comments(text)
     _check_is_newick(text, source)
     parsed = _scan(text, wanted, source)
@@ -85,9 +83,7 @@ def parse_newick(text: str, tips: Sequence[str], *, source: str) -> FlatTree:
         )
     notes = []
     if n_missing:
-        notes.append(
-            f"{source}: {n_missing:,} of {len(missing) - 1:,} branches have no length; they are taken as 0."
-        )
+        notes.append(f"{source}: {n_missing:,} of {len(missing) - 1:,} branches have no length; they are taken as 0.")
     root_children = int((parsed.parent == 0).sum())
     if root_children > 2:
         notes.append(
@@ -119,9 +115,7 @@ def _check_is_newick(text: str, source: str) -> None:
     if head[:6].upper() == "#NEXUS":
         raise ValueError(f"{source}: this is a NEXUS file; export the tree in Newick format.")
     if head.startswith("PK\x03\x04") or "\0" in head or "\ufffd" in head:
-        raise ValueError(
-            f"{source}: this is a binary file; a tree in Newick format (plain text) is expected."
-        )
+        raise ValueError(f"{source}: this is a binary file; a tree in Newick format (plain text) is expected.")
     if head and head[0] != "(":
         at = len(text) - len(text.lstrip())
         _refuse(source, text, at, f"a Newick tree starts with '(', found {_excerpt(text, at)}")
@@ -168,9 +162,7 @@ def _scan(text: str, wanted: dict[str, int], source: str) -> _Parsed:
                 _refuse(source, text, match.end() - 1, "a ',' outside all parentheses")
         else:
             if len(open_nodes) > 1:
-                _refuse(
-                    source, text, match.end(), f"the tree ends while {len(open_nodes) - 1:,} '(' are open"
-                )
+                _refuse(source, text, match.end(), f"the tree ends while {len(open_nodes) - 1:,} '(' are open")
             done = True
     return _Parsed(
         np.frombuffer(parent, dtype=np.int32),
@@ -193,9 +185,7 @@ def _branch_length(length_text: str, source: str, text: str, match: re.Match[str
         label = match[2].rstrip()
         node = f"node {_name(label)!r}" if label else "the unnamed node that ends here"
         fault = "negative" if length < 0 else "not a finite number"
-        what = (
-            f"the branch length {length_text!r} of {node} is {fault}; correct the tree (0 or more is needed)"
-        )
+        what = f"the branch length {length_text!r} of {node} is {fault}; correct the tree (0 or more is needed)"
         _refuse(source, text, match.start(3), what)
     return length
 

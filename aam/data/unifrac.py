@@ -69,9 +69,7 @@ def unweighted_unifrac(
     return distance.clip(0.0, 1.0)
 
 
-def weighted_unifrac(
-    asvs: Sequence[np.ndarray], counts: Sequence[np.ndarray], paths: RootPaths
-) -> np.ndarray:
+def weighted_unifrac(asvs: Sequence[np.ndarray], counts: Sequence[np.ndarray], paths: RootPaths) -> np.ndarray:
     """Normalised weighted UniFrac of all pairs of samples, float64 [B, B].
 
     With p the share of a sample's reads below an edge: sum(l |p_i - p_j|) / sum(l (p_i + p_j)). Where all

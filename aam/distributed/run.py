@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ def run(config: RunConfig) -> RunResult:
         grace_period=min(plan.loop.patience, plan.loop.epochs),
     )
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, plan=plan, config=config.ray, scaling=scaling), DRIVER_RESOURCES),
+        tune.with_resources(
+            tune.with_parameters(_trial, plan=plan, config=config.ray, scaling=scaling), DRIVER_RESOURCES
+        ),
         tune_config=tune.TuneConfig(metric=SCORE, mode="min", scheduler=asha),
         run_config=tune.RunConfig(name="tune", storage_path=str(storage(config.output_dir)), verbose=0),
     )
@@ -138,7 +141,7 @@ def connect(config: RayConfig) -> None:
         return
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray.init(address=config.ray_address, log_to_driver=True, logging_level="WARNING")
+    ray.init(address=config.ray_address, log_to_driver=True, logging_level=logging.WARNING)
 
 
 def scaling_config(config: RayConfig) -> train.ScalingConfig:
@@ -164,9 +167,7 @@ def scaling_config(config: RayConfig) -> train.ScalingConfig:
     return train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
 
 
-def _trial(
-    settings: dict[str, Any], *, plan: RunPlan, config: RayConfig, scaling: train.ScalingConfig
-) -> None:
+def _trial(settings: dict[str, Any], *, plan: RunPlan, config: RayConfig, scaling: train.ScalingConfig) -> None:
     """The trial: one TorchTrainer, which resumes by its name after a failure."""
     os.environ.update(TRAIN_ENVIRONMENT)
     environment = EXPANDABLE_SEGMENTS if plan.loop.use_expandable_segments else {}

@@ -5,6 +5,8 @@ Shape letters: U distinct ASVs, L tokens of an ASV, K masked positions, D width,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +31,8 @@ class ASVEncoder(nn.Module):
         super().__init__()
         dim = sizes.embedding_dim
         self.kmer = sizes.kmer
+        self.after_chunk: Callable[[], None] | None = None
+        """Called after each chunk of ASVs: to hand GPU memory back, say."""
         self.token = nn.Embedding(VOCABULARY_SIZE, dim)
         self.position = nn.Embedding(sizes.max_bp + 1, dim)
         self.transformer = Transformer(dim, sizes.attention_heads, sizes.asv_layers, sizes.dropout)
@@ -80,6 +84,8 @@ class ASVEncoder(nn.Module):
                 vector, logit = self._encode(*arguments)
             vectors.append(vector)
             logits.append(logit)
+            if self.after_chunk is not None:
+                self.after_chunk()
         return torch.cat(vectors), None if masked_position_UK is None else torch.cat(logits)
 
     def _encode(

@@ -106,7 +106,6 @@ class SampleSummary(nn.Module):
         self.pool = AttentionPool(dim, heads)
         self.features = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(3 * dim + 1, dim)
-        self.norm = nn.LayerNorm(dim)
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor, log_abundance_BS: Tensor) -> Tensor:
         """Summarise each sample.
@@ -135,15 +134,22 @@ class SampleSummary(nn.Module):
             (averaged_BSD * abundance_BS1).sum(dim=1),
             richness_B1.log(),
         ]
-        return self.norm(self.out(torch.cat(parts, dim=-1)))
+        return self.out(torch.cat(parts, dim=-1))
 
 
 class AbundanceEmbedding(nn.Module):
-    """Vector of a log relative abundance; with `hideable`, a learned one where the abundance is hidden."""
+    """Vector of a log relative abundance; with `hideable`, a learned one where the abundance is hidden.
+
+    All vectors are 0 at first: what does not depend on abundance (unweighted UniFrac) then learns faster, and
+    what does finds it in a few updates.
+    """
 
     def __init__(self, dim: int, *, hideable: bool = False) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(1, dim), nn.GELU(), nn.Linear(dim, dim))
+        last = nn.Linear(dim, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(1, dim), nn.GELU(), last)
         self.hidden = nn.Parameter(torch.zeros(dim)) if hideable else None
 
     def forward(self, log_abundance_BS: Tensor, hidden_BS: Tensor | None = None) -> Tensor:

@@ -49,6 +49,7 @@ class SequencePredictor(nn.Module):
         dim, heads = base.sizes.embedding_dim, base.sizes.attention_heads
         self.sizes, self.freeze_base = sizes, freeze_base
         self.base = base.requires_grad_(not freeze_base)
+        self.target_abundance = AbundanceEmbedding(dim)
         self.target_encoder = Transformer(dim, heads, sizes.attention_layers, sizes.dropout)
         self.target_summary = SampleSummary(dim, heads)
         self.target_head = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, sizes.outputs))
@@ -71,7 +72,9 @@ class SequencePredictor(nn.Module):
         """Predict the target of a batch; see `SequenceEncoder.forward` for the parameters."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
             base = self.base(batch, chunk_size=chunk_size, asv_vectors=asv_vectors)
-        states_BSD = self.target_encoder(base.states, batch.slot_mask)
+        # Stage 1 may have learned to look past abundances, which most targets depend on.
+        states_BSD = base.states + self.target_abundance(batch.log_abundance)
+        states_BSD = self.target_encoder(states_BSD, batch.slot_mask)
         summary_BD = self.target_summary(states_BSD, batch.slot_mask, batch.log_abundance)
         target_BO = self.target_head(torch.cat([summary_BD, base.summary], dim=-1)).float()
         if batch.count_masked is None:

@@ -58,9 +58,7 @@ class ASVCache:
         if len(new):
             rows = torch.from_numpy(new).to(self.device)
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                encoded, _ = self.encoder(
-                    batch.tokens[rows], padded=batch.asvs_padded, chunk_size=self.chunk_size
-                )
+                encoded, _ = self.encoder(batch.tokens[rows], padded=batch.asvs_padded, chunk_size=self.chunk_size)
             self.store[batch.asvs[rows]] = encoded.float()
             self.known[asvs_U.numpy()[new]] = True
         return self.store[batch.asvs]

@@ -233,9 +233,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, so
         if own[k].shape != weights[k].shape
     ]
     if wrong:
-        raise ValueError(
-            f"{source}: {len(wrong)} weights do not fit the model: {', '.join(sorted(wrong)[:5])}"
-        )
+        raise ValueError(f"{source}: {len(wrong)} weights do not fit the model: {', '.join(sorted(wrong)[:5])}")
     model.load_state_dict(weights)
 
 

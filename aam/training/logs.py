@@ -137,9 +137,7 @@ class ProgressBar:
         Where to; standard error by default.
     """
 
-    def __init__(
-        self, epoch: int, epochs: int, steps: int, *, shown: bool, file: TextIO | None = None
-    ) -> None:
+    def __init__(self, epoch: int, epochs: int, steps: int, *, shown: bool, file: TextIO | None = None) -> None:
         stream = file or sys.stderr
         # In a log each refresh is a line: a few of them are enough.
         interval = 0.1 if stream.isatty() else 20.0

@@ -152,9 +152,7 @@ def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> dict[str, f
     engine.module.train()
     batches = EpochBatches(task.train, epoch, rank=collectives.rank(), world=collectives.world_size())
     record = EpochRecord(task.objective, engine.device)
-    bar = ProgressBar(
-        epoch, config.epochs, len(batches), shown=collectives.rank() == 0, file=task.bar_file
-    )
+    bar = ProgressBar(epoch, config.epochs, len(batches), shown=collectives.rank() == 0, file=task.bar_file)
     pending: list[tuple[torch.Tensor, list[str]]] = []  # updates not yet looked at: flag, samples
     running, finite, group_ids = torch.zeros((), device=engine.device), _true(engine), []
     for number, (batch, asv_vectors) in enumerate(load(engine, batches), start=1):
@@ -329,9 +327,7 @@ def _histograms(engine: Engine, epoch: int) -> None:
         engine.log.histograms(engine.task.model, gradients, epoch)
 
 
-def _look_at_updates(
-    state: TrainingState, pending: list[tuple[torch.Tensor, list[str]]], config: LoopConfig
-) -> None:
+def _look_at_updates(state: TrainingState, pending: list[tuple[torch.Tensor, list[str]]], config: LoopConfig) -> None:
     """Count and name what was skipped since the last look; too many in a row end the run."""
     for flag, sample_ids in pending:
         if flag.item() == 0:

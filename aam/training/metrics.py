@@ -35,9 +35,7 @@ class EpochRecord:
     kept: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     masked_total: int = 0
 
-    def add(
-        self, batch: Batch, losses: Losses, predictions: Predictions, finite: torch.Tensor | None = None
-    ) -> None:
+    def add(self, batch: Batch, losses: Losses, predictions: Predictions, finite: torch.Tensor | None = None) -> None:
         """Add a step.
 
         Parameters

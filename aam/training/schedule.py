@@ -53,9 +53,7 @@ def make_schedule(peak: float, warmup: int | None, total: int) -> tuple[Schedule
         return Schedule(peak=peak, warmup=min(DEFAULT_WARMUP, total // 10), total=total), None
     warning = None
     if warmup > total / 10:
-        warning = (
-            f"WARNING: --warmup-steps {warmup} is {warmup / total:.0%} of the {total} updates of this run"
-        )
+        warning = f"WARNING: --warmup-steps {warmup} is {warmup / total:.0%} of the {total} updates of this run"
         if warmup > total:
             highest = peak * total / warmup
             warning += f": the learning rate reaches {highest:.3g} at the end, never --lr {peak:.3g}"

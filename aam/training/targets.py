@@ -44,17 +44,17 @@ class TargetTransform:
         """
         if kind not in ("none", "zscore", "minmax", "log1p-zscore"):
             raise ValueError(f"target transform must be none, zscore, minmax or log1p-zscore, not {kind!r}")
+        constant = f"the target is {values[0]:g} for all training samples: nothing to learn"
+        if values.min() == values.max():
+            raise ValueError(constant)
         if kind == "none":
             return cls()
         if kind == "log1p-zscore" and values.min() <= -1:
-            raise ValueError(
-                f"--target-transform log1p-zscore needs targets above -1; the lowest is {values.min():g}"
-            )
+            raise ValueError(f"--target-transform log1p-zscore needs targets above -1; the lowest is {values.min():g}")
         scaled = np.log1p(values) if kind == "log1p-zscore" else values
         spread = float(np.ptp(values) if kind == "minmax" else scaled.std())
-        # Where all values are the same, rounding can leave a spread.
-        if values.min() == values.max() or spread == 0:
-            raise ValueError(f"the target is {values[0]:g} for all training samples: nothing to learn")
+        if spread == 0:  # the same after the logarithm
+            raise ValueError(constant)
         return cls(kind=kind, shift=float(scaled.min() if kind == "minmax" else scaled.mean()), scale=spread)
 
     def forward(self, values: np.ndarray) -> np.ndarray:

@@ -180,9 +180,7 @@ def test_unifrac_is_that_of_scikit_bio_on_the_truncated_draw(plan, synthetic_fol
             for asv, reads in drawn(plan, sample, 1).items():
                 counts[row, asv] = reads
         assert (counts > 0).sum(axis=1).max() == plan.contract.token_limit  # truncation happened
-        expected = beta_diversity(
-            "unweighted_unifrac", counts, taxa=plan.dataset.sequences, tree=tree, validate=False
-        )
+        expected = beta_diversity("unweighted_unifrac", counts, taxa=plan.dataset.sequences, tree=tree, validate=False)
         np.testing.assert_allclose(batch.unifrac, expected.data, atol=1e-6)
 
 
@@ -200,9 +198,7 @@ def test_what_is_not_asked_for_is_not_there(plan):
 def scored_positions(batch) -> dict[int, list[int]]:
     """ASV to its masked positions, of those that this worker scores."""
     found = {}
-    for asv, position, scored in zip(
-        batch.asvs.tolist(), batch.masked_position, batch.masked_scored, strict=True
-    ):
+    for asv, position, scored in zip(batch.asvs.tolist(), batch.masked_position, batch.masked_scored, strict=True):
         if scored.any():
             found[asv] = position[scored].tolist()
     return found
@@ -251,9 +247,7 @@ def test_the_workers_mask_alike_and_score_each_asv_once(case, world, request):
         scored = [scored_positions(share) for share in shares]
         together = {asv: positions for part in scored for asv, positions in part.items()}
         assert sum(map(len, scored)) == len(together)  # by one worker only
-        assert {a: sorted(p) for a, p in together.items()} == {
-            a: sorted(p) for a, p in scored_positions(whole).items()
-        }
+        assert {a: sorted(p) for a, p in together.items()} == {a: sorted(p) for a, p in scored_positions(whole).items()}
         assert sum(int(share.masked_scored.sum()) for share in shares) == whole.masked_total
         shared += sum(len(share.asvs) for share in shares) - len(whole.asvs)
     assert shared > 0  # some ASVs were in the samples of several workers
@@ -274,22 +268,15 @@ def test_abundances_are_masked_alike_at_any_number_of_workers(plan, world):
 
 
 def test_masks_differ_between_epochs(plan):
-    fixed = dataclasses.replace(
-        plan, contract=dataclasses.replace(plan.contract, rarefy_depth=0, token_limit=999)
-    )
+    fixed = dataclasses.replace(plan, contract=dataclasses.replace(plan.contract, rarefy_depth=0, token_limit=999))
     first, second = (batches_of(fixed, epoch, 1) for epoch in (1, 2))
-    nucleotides = [
-        {a: p for [b] in epoch for a, p in masked_positions(b).items()} for epoch in (first, second)
-    ]
+    nucleotides = [{a: p for [b] in epoch for a, p in masked_positions(b).items()} for epoch in (first, second)]
     assert nucleotides[0] != nucleotides[1]
 
     def masked(epoch, sample):
         return next(b.count_masked[b.sample_ids.index(sample)] for [b] in epoch if sample in b.sample_ids)
 
-    assert (
-        masked(first, plan.sample_ids[0]).nonzero().tolist()
-        != masked(second, plan.sample_ids[0]).nonzero().tolist()
-    )
+    assert masked(first, plan.sample_ids[0]).nonzero().tolist() != masked(second, plan.sample_ids[0]).nonzero().tolist()
 
 
 def test_a_data_loader_in_other_processes_gives_the_same(plan):

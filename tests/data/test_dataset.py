@@ -185,9 +185,7 @@ def test_two_processes_at_once_make_one_dataset(synthetic_folder, tmp_path):
     )
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
-    processes = [
-        context.Process(target=prepare_at_once, args=(tmp_path, config, barrier, results)) for _ in range(2)
-    ]
+    processes = [context.Process(target=prepare_at_once, args=(tmp_path, config, barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
     found = [results.get(timeout=120) for _ in processes]
@@ -233,8 +231,6 @@ def test_another_format_version_explains_itself(tmp_path):
     dataset = prepared(tmp_path)
     path = dataset.folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
-    with pytest.raises(
-        ValueError, match=f"of format 99, this version reads {FORMAT_VERSION}; delete"
-    ) as caught:
+    with pytest.raises(ValueError, match=f"of format 99, this version reads {FORMAT_VERSION}; delete") as caught:
         _ = PreparedDataset(dataset.folder).manifest
     assert str(dataset.folder) in str(caught.value)

@@ -57,9 +57,7 @@ def test_the_numbers_of_asvs_in_the_table_do_not_matter():
     # The table may list other ASVs before and between: the numbers shift, their order stays.
     shifted = dict(zip((7 * ASVS + 3).tolist(), ASVS.tolist(), strict=True))
     found = drawn(asvs=7 * ASVS + 3, token_limit=20, token_choice="random")
-    assert {shifted[asv]: reads for asv, reads in found.items()} == drawn(
-        token_limit=20, token_choice="random"
-    )
+    assert {shifted[asv]: reads for asv, reads in found.items()} == drawn(token_limit=20, token_choice="random")
 
 
 def test_a_draw_is_the_same_in_another_process():

@@ -28,9 +28,7 @@ def other_files(folder: Path) -> dict[str, Path]:
         "binary file": b"\x00\x01\x02\x03",
         "plain text": b"hello world\n",
         "an HDF5 file": good,
-        "damaged zip": write_qza(folder / "q", "tree.nwk", b"(a,b);" * 99, "Phylogeny[Rooted]").read_bytes()[
-            :300
-        ],
+        "damaged zip": write_qza(folder / "q", "tree.nwk", b"(a,b);" * 99, "Phylogeny[Rooted]").read_bytes()[:300],
     }
     paths = {}
     for number, (words, content) in enumerate(contents.items()):

@@ -46,18 +46,14 @@ def test_cells_are_text_as_written(tmp_path):
     assert notes == ()
 
 
-@pytest.mark.parametrize(
-    "header", ["sample-id", "#SampleID", "SampleID", "sample_name", "id", "Sample ID", "#OTU ID"]
-)
+@pytest.mark.parametrize("header", ["sample-id", "#SampleID", "SampleID", "sample_name", "id", "Sample ID", "#OTU ID"])
 def test_known_headers_need_no_note(tmp_path, header):
     frame, notes = read(tmp_path, f"{header}\tage\ns1\t3\n")
     assert frame.loc["s1", "age"] == "3"
     assert notes == ()
 
 
-@pytest.mark.parametrize(
-    "header", ["sample_id", "sample-name", "#sampleid", "#Sample_Name", "Run", "", "Unnamed: 0"]
-)
+@pytest.mark.parametrize("header", ["sample_id", "sample-name", "#sampleid", "#Sample_Name", "Run", "", "Unnamed: 0"])
 def test_other_headers_are_read_and_said(tmp_path, header):
     frame, notes = read(tmp_path, f"{header}\tage\ns1\t3\n")
     assert frame.index.tolist() == ["s1"]
@@ -129,9 +125,7 @@ def test_words_for_missing(tmp_path, word):
     assert notes == (f"column 'age': read as missing: {said} 1", f"column 'site': read as missing: {said} 1")
 
 
-@pytest.mark.parametrize(
-    "word", ["unknown", "none", "None", "null", "other", "no", "-", "missing tooth", "0", "nano"]
-)
+@pytest.mark.parametrize("word", ["unknown", "none", "None", "null", "other", "no", "-", "missing tooth", "0", "nano"])
 def test_words_that_can_be_answers_stay(tmp_path, word):
     frame, notes = read(tmp_path, f"id\tsite\ns1\t{word}\n")
     assert frame["site"].tolist() == [word]
@@ -217,9 +211,7 @@ def test_numeric_column(tmp_path):
     assert column[5:].isna().all()
 
 
-@pytest.mark.parametrize(
-    "cell", ["gut", "inf", "-Infinity", "1e999", "1_000", "1,5", "12 days", "unknown", "٣"]
-)
+@pytest.mark.parametrize("cell", ["gut", "inf", "-Infinity", "1e999", "1_000", "1,5", "12 days", "unknown", "٣"])
 def test_a_cell_that_is_no_number_is_shown_with_its_sample(tmp_path, cell):
     path = write(tmp_path, f"id\tage\n007\t1\ns2\t{cell}\n")
     message = fault(numeric_column, read_metadata(path)[0], "age", source=path)

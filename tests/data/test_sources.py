@@ -258,9 +258,7 @@ def test_public_table_as_artifact_with_hashed_ids(tmp_path):
     content = write_hdf5(tmp_path / "hashed.biom", hashed).read_bytes()
     table = write_qza(tmp_path / "table.qza", "feature-table.biom", content, "FeatureTable[Frequency]")
     fasta = write_fasta(tmp_path / "rep-seqs.fasta", {md5(s): s for s in plain.sequences})
-    artifact = write_qza(
-        tmp_path / "rep-seqs.qza", "dna-sequences.fasta", fasta.read_bytes(), "FeatureData[Sequence]"
-    )
+    artifact = write_qza(tmp_path / "rep-seqs.qza", "dna-sequences.fasta", fasta.read_bytes(), "FeatureData[Sequence]")
     for sequences in (fasta, artifact):
         read = read_table(table, sequences)
         assert read.sample_ids == plain.sample_ids

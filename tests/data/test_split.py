@@ -22,8 +22,7 @@ def write(path: Path, ids: list[str]) -> Path:
 def split(folder: Path, **ids: list[str]):
     """Split by files of these ids; a part without ids has no file."""
     files = {
-        part: write(folder / f"{part}.txt", ids[part]) if part in ids else None
-        for part in ("train", "val", "test")
+        part: write(folder / f"{part}.txt", ids[part]) if part in ids else None for part in ("train", "val", "test")
     }
     return split_from_files(files, USABLE, DROPPED)
 
@@ -143,9 +142,7 @@ def test_a_plain_split_has_the_share_asked_for(n, fraction, seed):
 def test_a_group_is_never_on_both_sides(groups, fraction, seed):
     ids, names = [f"s{i}" for i in range(len(groups))], [f"g{g}" for g in groups]
     if len(set(groups)) < 2:
-        assert "g" + str(groups[0]) in refusal(
-            draw_split, ids, val_fraction=fraction, seed=seed, groups=names
-        )
+        assert "g" + str(groups[0]) in refusal(draw_split, ids, val_fraction=fraction, seed=seed, groups=names)
         return
     found = draw_split(ids, val_fraction=fraction, seed=seed, groups=names)
     check_parts(found, ids)

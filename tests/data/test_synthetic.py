@@ -224,9 +224,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_extreme_settings_still_give_a_study(seed):
-    tiny = SyntheticConfig(
-        samples=1, subjects=1, asvs=20, length=20, median_depth=1, seed=seed, root_to_tip=0.001
-    )
+    tiny = SyntheticConfig(samples=1, subjects=1, asvs=20, length=20, median_depth=1, seed=seed, root_to_tip=0.001)
     study = generate(tiny)
     assert len(set(study.sequences)) == 20
     assert study.counts.shape == (1, 20)

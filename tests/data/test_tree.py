@@ -105,9 +105,7 @@ def test_ladder_as_deep_as_it_has_tips():
     names = [f"t{i}" for i in range(depth + 1)]
     whole = parse(text, names)
     assert len(whole.parent) == 2 * depth + 1
-    with pytest.raises(
-        ValueError, match=r"100,001 tips to the root hold 5,000,\d+,\d+ nodes.*close to a ladder"
-    ):
+    with pytest.raises(ValueError, match=r"100,001 tips to the root hold 5,000,\d+,\d+ nodes.*close to a ladder"):
         root_paths(whole)
     few = parse(text, names[::1000])
     assert len(few.parent) == 2 * 101 - 1

@@ -147,9 +147,7 @@ def test_read_only_memory_maps(tmp_path):
     paths = load_paths("((a:1,b:2):1,c:3);", list("abc"))
     for name in ("offsets", "nodes", "length"):
         np.save(tmp_path / f"{name}.npy", getattr(paths, name))
-    mapped = RootPaths(
-        *(np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("offsets", "nodes", "length"))
-    )
+    mapped = RootPaths(*(np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("offsets", "nodes", "length")))
     asvs = [np.array([0, 1], dtype=np.int32), np.array([2], dtype=np.int32)]
     np.testing.assert_array_equal(unweighted_unifrac(asvs, mapped), unweighted_unifrac(asvs, paths))
     np.testing.assert_array_equal(faith_pd(asvs, mapped), [4, 3])

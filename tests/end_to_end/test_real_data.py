@@ -17,7 +17,14 @@ OWN_TREE = ROOT / "data" / "all-outdoors_sepp_tree.nwk"
 
 
 def split(folder):
-    return ["--train-ids", folder / "train.txt", "--val-ids", folder / "val.txt", "--test-ids", folder / "test.txt"]
+    return [
+        "--train-ids",
+        folder / "train.txt",
+        "--val-ids",
+        folder / "val.txt",
+        "--test-ids",
+        folder / "test.txt",
+    ]
 
 
 def last_metrics(run):

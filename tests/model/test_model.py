@@ -129,9 +129,7 @@ def test_known_asv_vectors_in_the_place_of_the_asv_encoder(kind):
 def test_asvs_of_one_length_need_no_mask():
     encoder = make_model("encoder").asv_encoder
     encoded = torch.from_numpy(tokens.encode([s[:12] for s in SEQUENCES])[0])
-    torch.testing.assert_close(
-        encoder(encoded, padded=False)[0], encoder(encoded, padded=True)[0], rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(encoder(encoded, padded=False)[0], encoder(encoded, padded=True)[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,7 @@ from aam.training.loop import NonFiniteError, fit
 from aam.training.step import step
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """Stands for a lost worker."""
 
 
@@ -35,7 +35,7 @@ class Keeper:
         self.metrics.append(metrics)
         write(self.folder / f"epoch_{metrics['epoch']}")
         if metrics["epoch"] == self.die_after:
-            raise Interrupted
+            raise InterruptedRunError
 
 
 def without_speed(history):
@@ -67,7 +67,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(synthetic_folder, tmp_path, stage)
     straight = Keeper(tmp_path / "straight")
     fit(build_task(plan(), CPU, report=straight, folder=tmp_path / "log_straight"))
     resumed = Keeper(tmp_path / "resumed", die_after=2)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         fit(build_task(plan(), CPU, report=resumed, folder=tmp_path / "log_resumed"))
     torch.rand(7)  # whatever the process did in between
     resumed.die_after = None
@@ -164,9 +164,7 @@ def test_bar_says_epoch_step_loss_and_lr(synthetic_folder, tmp_path):
     assert "Loss 0.0000" not in shown
 
 
-def test_accumulated_gradients_are_means_over_the_steps_of_their_group(
-    synthetic_folder, tmp_path, monkeypatch
-):
+def test_accumulated_gradients_are_means_over_the_steps_of_their_group(synthetic_folder, tmp_path, monkeypatch):
     # Four batches in groups of 3 and 1, at a learning rate that leaves the weights where they are.
     settings = {"epochs": 1, "gradient_accumulation_steps": 3, "lr": 1e-30, "weight_decay": 0.0}
     plan = pretrain_plan(synthetic_folder, tmp_path, model=STILL, **settings)
@@ -228,9 +226,7 @@ def test_frozen_base_is_untouched_and_the_heads_learn(synthetic_folder, tmp_path
         {k: v for k, v in before.items() if k.startswith("base.")},
         {k: v for k, v in after.items() if k.startswith("base.")},
     )
-    assert_same_tensors(
-        checkpoint.load(path).model.state_dict(), {k: v for k, v in task.model.base.state_dict().items()}
-    )
+    assert_same_tensors(checkpoint.load(path).model.state_dict(), task.model.base.state_dict())
     assert not torch.equal(before["target_head.0.weight"], after["target_head.0.weight"])
 
 

@@ -61,9 +61,7 @@ def test_unifrac_loss_leaves_the_diagonal_alone():
 
 def test_nucleotide_loss_counts_scored_positions_only():
     batch = batch_of(masked=2)
-    scored = torch.tensor(
-        [[True, False], [True, True], [False, False], [True, True], [True, True], [True, True]]
-    )
+    scored = torch.tensor([[True, False], [True, True], [False, False], [True, True], [True, True], [True, True]])
     batch = dataclasses.replace(batch, masked_scored=scored, masked_total=20)
     logits = draw(6, 2, 8)
     total = 0.0
@@ -135,9 +133,7 @@ def test_target_loss_of_weighted_classes():
     target = number_target(classes=("a", "b"), loss="cross_entropy", class_weights=(2 / 3, 2.0))
     term = target_loss(scores, batch_of(target=truth, rank_sizes=[4]), target)
     surprise = -scores.log_softmax(dim=1)[torch.arange(4), truth]
-    assert term.share.item() == pytest.approx(
-        ((2 / 3) * surprise[:3].sum() + 2 * surprise[3]).item() / 4, rel=1e-5
-    )
+    assert term.share.item() == pytest.approx(((2 / 3) * surprise[:3].sum() + 2 * surprise[3]).item() / 4, rel=1e-5)
 
 
 def test_a_share_is_divided_by_the_samples_of_all_workers():
