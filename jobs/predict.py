@@ -7,12 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from aam.cli import main
 from aam.config import PredictConfig
-from aam.distributed.checkpoints import find_best
-from aam.predict import predict
 
 
 def run(config: PredictConfig) -> None:
     """Predict and say where the predictions are."""
+    # Here and not above: it takes seconds, which --help should not.
+    from aam.distributed.checkpoints import find_best
+    from aam.predict import predict
+
     print(predict(config, find_best(config.checkpoint)))
 
 

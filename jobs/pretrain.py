@@ -7,12 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from aam.cli import main
 from aam.config import PretrainConfig
-from aam.distributed.run import run
-from aam.distributed.summary import summarise
 
 
 def pretrain(config: PretrainConfig) -> None:
     """Run stage 1."""
+    # Here and not above: it takes seconds, which --help should not.
+    from aam.distributed.run import run
+    from aam.distributed.summary import summarise
+
     result = run(config)
     data = "" if config.data.table is None else " --table ... --metadata ... --target COLUMN"
     following = f"python jobs/train.py{data} --pretrained {config.output_dir} --output-dir RUN"

@@ -7,12 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from aam.cli import main
 from aam.config import TrainConfig
-from aam.distributed.run import run
-from aam.distributed.summary import summarise
 
 
 def train(config: TrainConfig) -> None:
     """Run stage 2."""
+    # Here and not above: it takes seconds, which --help should not.
+    from aam.distributed.run import run
+    from aam.distributed.summary import summarise
+
     result = run(config)
     following = f"python jobs/predict.py --checkpoint {config.output_dir} --table T.biom --output predictions.tsv"
     print(summarise("stage 2", result, following))

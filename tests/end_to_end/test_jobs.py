@@ -58,7 +58,8 @@ def test_stage_1_leaves_a_whole_run_folder(stage_1):
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_stage_2_and_prediction(run_job, stage_1, synthetic_folder, tmp_path, kind, freeze):
     target = ["--target", "gradient"] if kind == "regression" else ["--target", "site", "--classifier"]
-    workers = ["--num-workers", "2"] if freeze == "--no-freeze-base" else []
+    more = ["--num-workers", "2", "--cpus-per-worker", "1", "--max-failures", "1", "--use-expandable-segments"]
+    workers = more if freeze == "--no-freeze-base" else []
     done = run_job(
         "train.py", *sources(synthetic_folder), *target, "--pretrained", stage_1, freeze,
         "--attention-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3", *workers,
@@ -183,7 +184,6 @@ def test_user_faults_are_one_line_without_a_traceback(run_job, broken, tmp_path)
         ("train.py", {"--pretrained": tmp_path / "none"}, ["none", "no such run folder"]),
         ("pretrain.py", {"--tree": broken / "other.nwk"}, ["other.nwk", "lacks", "--max-missing-from-tree"]),
         ("pretrain.py", {"--tree": broken / "table.biom"}, ["table.biom"]),
-        ("pretrain.py", {}, ["--tree"]),
         ("pretrain.py", {"--table": broken / "tree.nwk", **tree}, ["tree.nwk"]),
         ("pretrain.py", {"--table": write("letter.biom", letter), **tree}, ["'X'", "position 1"]),
         ("pretrain.py", {"--table": write("hashed.biom", hashed), **tree}, ["asv-1", "--sequences"]),
@@ -205,3 +205,20 @@ def test_user_faults_are_one_line_without_a_traceback(run_job, broken, tmp_path)
         assert len(errors) == 1, case
         for word in words:
             assert word in errors[0], case
+
+
+def test_flags_that_do_not_go_together_are_explained_by_the_parser(run_job, synthetic_folder, tmp_path):
+    table = ["--table", synthetic_folder / "table.biom", "--output-dir", tmp_path / "run"]
+    cases = [
+        ("pretrain.py", table, "--tree is needed for the UniFrac loss"),
+        ("train.py", [*table, "--metadata", synthetic_folder / "metadata.tsv"], "--target is needed"),
+        ("train.py", [*table[2:], "--freeze-base"], "--freeze-base needs --pretrained"),
+        ("train.py", [*table[2:], "--batch-size", "4", "--num-workers", "4"], "--batch-size 4"),
+        ("train.py", [*table[2:], "--embeding-dim", "4"], "--embedding-dim"),
+    ]
+    for script, arguments, words in cases:
+        done = run_job(script, *arguments)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert words in " ".join(done.stderr.replace("│", " ").split())
+        assert not (tmp_path / "run").exists()

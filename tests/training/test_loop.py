@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CPU, STILL, TINY, pretrain_config, pretrain_plan, train_config
+import torch.distributed as dist
+from runs import CPU, STILL, TINY, data_config, pretrain_config, pretrain_plan, train_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.parallel import DistributedDataParallel
 
 from aam.config import TargetConfig
 from aam.data.batches import EpochBatches
@@ -253,3 +256,54 @@ def test_loader_processes_change_nothing(synthetic_folder, tmp_path):
 def test_clearing_the_cache_runs_without_a_gpu(synthetic_folder, tmp_path, clear_cache):
     plan = pretrain_plan(synthetic_folder, tmp_path, epochs=1, clear_cache=clear_cache)
     assert fit(build_task(plan, CPU)).epoch == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"target_loss": "mse", "target_transform": "none"},
+        {"target_loss": "mae", "target_transform": "minmax"},
+        {"target_loss": "quantile", "quantile": 0.9, "target_transform": "log1p-zscore"},
+        {"base_weight": 0.5},
+        {"target": "site", "classifier": True, "class_weights": "balanced"},
+        {"target": "site", "classifier": True, "count_weight": 0.0},
+    ],
+    ids=str,
+)
+def test_every_target_setting_trains(synthetic_folder, tmp_path, changed):
+    target = TargetConfig(**{"target": "gradient", **changed})
+    state = fit(build_task(make_plan(train_config(synthetic_folder, tmp_path, target=target, epochs=1)), CPU))
+    row = state.history[0]
+    assert all(math.isfinite(value) for value in row.values())
+    assert ("val/macro_f1" in row) == target.classifier
+    assert ("val/mae" in row) != target.classifier
+    assert ("val/unifrac_r2" in row) == (target.base_weight > 0)
+    assert ("val/count_r2" in row) == (target.count_weight > 0)
+
+
+@pytest.mark.parametrize("choice", ["abundance", "random", "first"])
+def test_every_token_choice_trains(synthetic_folder, tmp_path, choice):
+    config = pretrain_config(synthetic_folder, tmp_path, epochs=1, precision="bf16", histogram_every=0)
+    config = dataclasses.replace(config, data=data_config(synthetic_folder, token_choice=choice, rarefy_depth=0))
+    row = fit(build_task(make_plan(config), CPU)).history[0]
+    assert all(math.isfinite(value) for value in row.values())
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "ddp"])
+def test_a_wrapped_model_is_stepped_like_the_bare_one(synthetic_folder, tmp_path, wrap):
+    target = TargetConfig(target="site", classifier=True)
+    task = build_task(make_plan(train_config(synthetic_folder, tmp_path, target=target, model=STILL)), CPU)
+    batch = EpochBatches(task.train, 1)[0]
+    bare, _ = step(task.model, batch, task.objective)
+    if wrap == "compiled":
+        wrapped, _ = step(torch.compile(task.model, backend="eager"), batch, task.objective)
+    else:
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
+        dist.init_process_group("gloo", rank=0, world_size=1, store=store)
+        try:
+            wrapped, _ = step(DistributedDataParallel(task.model), batch, task.objective)
+        finally:
+            dist.destroy_process_group()
+    assert bare.present().keys() == wrapped.present().keys() == {"target", "count"}
+    for name, term in bare.present().items():
+        assert term.sum.item() == pytest.approx(wrapped.present()[name].sum.item(), rel=1e-5)

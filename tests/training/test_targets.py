@@ -67,7 +67,7 @@ def test_log1p_zscore_by_hand():
 
 
 def test_none_changes_nothing():
-    transform = TargetTransform.fit("none", np.array([3.0, 3.0]))
+    transform = TargetTransform.fit("none", np.array([3.0, 4.0]))
     assert transform.forward(np.array([3.0, -1.5])).tolist() == [3.0, -1.5]
 
 
