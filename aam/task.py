@@ -125,3 +125,4 @@ def _freeze_unused(encoder: SequenceEncoder, plan: RunPlan) -> None:
         encoder.asv_encoder.norm.requires_grad_(False)
         if encoder.asv_encoder.kmer:
             encoder.asv_encoder.kmer_head.requires_grad_(False)
+            encoder.asv_encoder.kmer_norm.requires_grad_(False)

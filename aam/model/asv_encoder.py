@@ -41,6 +41,9 @@ class ASVEncoder(nn.Module):
         self.nucleotide_head = nn.Linear(dim, VOCABULARY_SIZE)
         if self.kmer:
             self.kmer_head = nn.Linear(4**self.kmer, dim, bias=False)
+            self.kmer_norm = nn.LayerNorm(dim)
+            # New nucleotide states say little of an ASV, and at full size they drown what its k-mers say.
+            nn.init.constant_(self.norm.weight, 0.1)
         nn.init.normal_(self.token.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
 
@@ -99,7 +102,8 @@ class ASVEncoder(nn.Module):
         vectors_UD = self.norm(self.pool(x_ULD, key_mask_UL))
         if self.kmer:
             # The whole sequence, masked or not: the nucleotide head reads the states before this is added.
-            vectors_UD = vectors_UD + self.kmer_head(kmer_frequencies(tokens_UL, self.kmer, vectors_UD.dtype))
+            frequencies = kmer_frequencies(tokens_UL, self.kmer, vectors_UD.dtype)
+            vectors_UD = vectors_UD + self.kmer_norm(self.kmer_head(frequencies))
         if masked_position_UK is None:
             return vectors_UD, None
         where_UKD = masked_position_UK[..., None].expand(-1, -1, x_ULD.shape[-1])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import biom
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
 QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200"]
@@ -98,32 +102,41 @@ def test_stage_2_and_prediction(run_job, stage_1, synthetic_folder, tmp_path, ki
     assert (probabilities.idxmax(axis=1) == predictions["prediction"]).all()
 
 
-def test_resume_goes_on_where_a_run_stopped(run_job, synthetic_folder, tmp_path):
-    """A run whose driver is gone after some epochs is finished by the same command and --resume."""
-    base = [
-        *sources(synthetic_folder),
-        "--target",
-        "gradient",
-        *TINY,
-        *QUICK,
-        "--output-dir",
-        tmp_path / "run",
-    ]
-    assert run_job("train.py", *base).returncode == 0
-    again = run_job("train.py", *base)
+def history(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("throughput")} for row in rows]
+
+
+def test_a_run_whose_driver_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
+    """The same command and --resume finish it, as if nothing had happened."""
+
+    def command(name, *more):
+        settings = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK, "--epochs", "12"]
+        return [*settings, "--output-dir", tmp_path / name, *more]
+
+    assert run_job("train.py", *command("straight")).returncode == 0
+    script = [sys.executable, str(ROOT / "jobs" / "train.py"), *map(str, command("killed"))]
+    driver = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    while driver.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    assert len(log.read_text().splitlines()) < 12, "the run was over before it could be killed"
+
+    again = run_job("train.py", *command("killed"))
     assert again.returncode == 1
     assert "--resume" in again.stderr
-    other = run_job("train.py", *base, "--resume", "--lr", "0.5")
+    other = run_job("train.py", *command("killed", "--resume", "--lr", "0.5"))
     assert other.returncode == 1
     assert "--lr" in other.stderr
-    # As it was before its last epoch: the driver died when only the first had been reported.
-    train = tmp_path / "run" / "ray" / "train"
-    snapshot = json.loads((train / "checkpoint_manager_snapshot.json").read_text())
-    assert snapshot, "Ray keeps no snapshot"
-    finished = run_job("train.py", *base, "--resume")
+    finished = run_job("train.py", *command("killed", "--resume"))
     assert finished.returncode == 0, finished.stderr
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["epoch"] for row in rows] == [1, 2], "a finished run trained again"
+    assert history(tmp_path / "killed") == history(tmp_path / "straight")
+    # A finished run that is resumed has nothing left to do, and says the same.
+    done = run_job("train.py", *command("killed", "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert history(tmp_path / "killed") == history(tmp_path / "straight")
 
 
 def test_predict_lists_what_it_could_not_predict(run_job, synthetic_folder, tmp_path):
