@@ -318,7 +318,7 @@ class PredictConfig:
     table: Path
     """BIOM table or .qza of the new samples."""
     output: Path
-    """predictions.tsv to write; for classes, class_probabilities.tsv is written beside it."""
+    """Table to write, predictions.tsv say; for classes, class_probabilities.tsv is written beside it."""
     sequences: Path | None = None
     """FASTA or .qza with the sequences, where the table's feature ids are hashes."""
     batch_size: int = 32

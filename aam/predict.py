@@ -65,7 +65,11 @@ def predict(config: PredictConfig, path: Path) -> str:
     if target.classes:
         probabilities = class_probabilities(predicted)
         values = [target.classes[row.argmax()] for row in probabilities]
-        beside = config.output.with_name("class_probabilities.tsv")
+        name = "class_probabilities.tsv"
+        # Other predictions in the same folder must not be written over.
+        beside = config.output.with_name(
+            name if config.output.name == "predictions.tsv" else f"{config.output.stem}.{name}"
+        )
         _write(beside, ["SampleID", *target.classes], enough, probabilities.tolist())
         lines.append(f"class probabilities: {beside}")
     else:

@@ -1,5 +1,6 @@
 """Stage 1: pre-train a SequenceEncoder on UniFrac distances and masked nucleotides."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def pretrain(config: PretrainConfig) -> None:
 
     result = run(config)
     data = "" if config.data.table is None else " --table ... --metadata ... --target COLUMN"
-    following = f"python jobs/train.py{data} --pretrained {config.output_dir} --output-dir RUN"
+    following = f"python jobs/train.py{data} --pretrained {shlex.quote(str(config.output_dir))} --output-dir RUN"
     print(summarise("stage 1", result, following))
 
 

@@ -1,5 +1,6 @@
 """Stage 2: train a SequencePredictor for a column of the metadata."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def train(config: TrainConfig) -> None:
     from aam.distributed.summary import summarise
 
     result = run(config)
-    following = f"python jobs/predict.py --checkpoint {config.output_dir} --table T.biom --output predictions.tsv"
+    run_folder = shlex.quote(str(config.output_dir))
+    following = f"python jobs/predict.py --checkpoint {run_folder} --table T.biom --output predictions.tsv"
     print(summarise("stage 2", result, following))
 
 

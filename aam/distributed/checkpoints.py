@@ -39,10 +39,15 @@ def find_best(path: Path) -> Path:
     return found[0]
 
 
+def has_checkpoints(output_dir: Path) -> bool:
+    """Whether a run got as far as its first checkpoint."""
+    return (storage(output_dir) / TRAIN_RUN / "checkpoint_manager_snapshot.json").exists()
+
+
 def reported(output_dir: Path) -> tuple[Path, Path] | None:
     """Best and latest checkpoint that Ray has of a run; None where it has none. Needs no cluster."""
     run = storage(output_dir) / TRAIN_RUN
-    if not (run / "checkpoint_manager_snapshot.json").exists():
+    if not has_checkpoints(output_dir):
         return None
     from ray.train import Result  # seconds to import, and most commands find `best` without it
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from aam.config import RayConfig, RunConfig, TrainConfig
-from aam.distributed.checkpoints import SCORE, TRAIN_RUN, find_best, link_checkpoints, storage
+from aam.distributed.checkpoints import (
+    SCORE,
+    TRAIN_RUN,
+    find_best,
+    has_checkpoints,
+    link_checkpoints,
+    storage,
+)
 from aam.distributed.worker import train_worker
 from aam.plan import RunPlan, check_resumable, make_plan
 from aam.training import checkpoint
@@ -89,13 +97,24 @@ def run(config: RunConfig) -> RunResult:
     result = tuner.fit()[0]
     if result.error is not None:
         raise RunFailedError(_last_words(result.error))
+    rows = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").open()]
+    _check_finished(rows[-1], plan, config.output_dir)
     best = link_checkpoints(config.output_dir)
     return RunResult(
         output_dir=config.output_dir,
         best=best,
         metrics=json.loads((best / checkpoint.CONFIG).read_text())["metrics"],
-        epochs=sum(1 for _ in (config.output_dir / "metrics.jsonl").open()),
+        epochs=len(rows),
     )
+
+
+def _check_finished(last: dict[str, float], plan: RunPlan, folder: Path) -> None:
+    """Tune ends an interrupted run without an error; it is not the end of the training all the same."""
+    epoch, patience = int(last["epoch"]), plan.loop.patience
+    if epoch < plan.loop.epochs and last["epochs_without_improvement"] < patience:
+        raise RunFailedError(
+            f"{folder}: stopped after epoch {epoch} of {plan.loop.epochs}; go on with the same command and --resume"
+        )
 
 
 def prepare_run(config: RunConfig) -> RunPlan:
@@ -108,7 +127,7 @@ def prepare_run(config: RunConfig) -> RunPlan:
     """
     folder = config.output_dir
     record = folder / "run.json"
-    if record.exists() and not config.resume:
+    if record.exists() and has_checkpoints(folder) and not config.resume:
         raise ValueError(f"{folder}: holds a run already; go on with it by --resume, or choose another --output-dir")
     if config.resume:
         if not record.exists():
@@ -120,7 +139,7 @@ def prepare_run(config: RunConfig) -> RunPlan:
         pretrained = (path, checkpoint.load(path).spec)
     plan = make_plan(config, pretrained)
     folder.mkdir(parents=True, exist_ok=True)
-    if not record.exists():
+    if not config.resume:
         record.write_text(json.dumps(plan.describe(config), indent=1))
     manifest = plan.dataset.manifest
     print(
@@ -141,6 +160,8 @@ def connect(config: RayConfig) -> None:
         return
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     ray.init(address=config.ray_address, log_to_driver=True, logging_level=logging.WARNING)
 
 

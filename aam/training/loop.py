@@ -123,13 +123,14 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
     val_loss = val_metrics["total_loss"]
     if not torch.isfinite(torch.tensor(val_loss)):
         raise NonFiniteError(f"validation loss is {val_loss} after epoch {epoch}: lower --lr")
-    improved = val_loss < state.best_loss
+    # Of equals the later is the best, as Ray has it; but only a lower loss counts against the patience.
+    state.bad_epochs = 0 if val_loss < state.best_loss else state.bad_epochs + 1
+    improved = val_loss <= state.best_loss
     if improved:
-        state.best_loss, state.best_epoch, state.bad_epochs = val_loss, epoch, 0
-    else:
-        state.bad_epochs += 1
+        state.best_loss, state.best_epoch = val_loss, epoch
     state.epoch = epoch
-    metrics |= {"best_epoch": state.best_epoch, "skipped_updates": state.skipped}
+    metrics |= {"best_epoch": state.best_epoch, "epochs_without_improvement": state.bad_epochs}
+    metrics["skipped_updates"] = state.skipped
     state.history.append(metrics)
     engine.log.epoch(metrics)
     if collectives.rank() == 0:

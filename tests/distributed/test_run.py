@@ -85,6 +85,8 @@ def test_more_workers_than_the_cluster_has_is_an_error_not_a_wait(ray_cluster):
 
 def test_a_run_folder_is_not_reused_by_accident(synthetic_folder, tmp_path):
     (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "ray" / "train").mkdir(parents=True)
+    (tmp_path / "ray" / "train" / "checkpoint_manager_snapshot.json").write_text("{}")
     with pytest.raises(ValueError, match="--resume"):
         run(pretrain_config(synthetic_folder, tmp_path, model=STILL))
     with pytest.raises(ValueError, match="no run to resume"):

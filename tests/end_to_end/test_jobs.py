@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -111,18 +112,24 @@ def test_a_run_whose_driver_was_killed_goes_on(run_job, synthetic_folder, tmp_pa
     """The same command and --resume finish it, as if nothing had happened."""
 
     def command(name, *more):
-        settings = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK, "--epochs", "12"]
+        settings = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK, "--epochs", "20"]
         return [*settings, "--output-dir", tmp_path / name, *more]
 
     assert run_job("train.py", *command("straight")).returncode == 0
-    script = [sys.executable, str(ROOT / "jobs" / "train.py"), *map(str, command("killed"))]
-    driver = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "metrics.jsonl"
-    while driver.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        time.sleep(0.05)
-    driver.kill()
-    driver.wait()
-    assert len(log.read_text().splitlines()) < 12, "the run was over before it could be killed"
+
+    def stop_after(epochs, sign, *more):
+        script = [sys.executable, str(ROOT / "jobs" / "train.py"), *map(str, command("killed", *more))]
+        driver = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while driver.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= epochs):
+            time.sleep(0.05)
+        driver.send_signal(sign)
+        _, said = driver.communicate(timeout=120)
+        assert len(log.read_text().splitlines()) < 20, "the run was over before it could be stopped"
+        assert driver.returncode != 0, "a stopped run passes for a finished one"
+        return said
+
+    stop_after(3, signal.SIGKILL)
 
     again = run_job("train.py", *command("killed"))
     assert again.returncode == 1
@@ -130,6 +137,8 @@ def test_a_run_whose_driver_was_killed_goes_on(run_job, synthetic_folder, tmp_pa
     other = run_job("train.py", *command("killed", "--resume", "--lr", "0.5"))
     assert other.returncode == 1
     assert "--lr" in other.stderr
+    said = stop_after(7, signal.SIGINT, "--resume")
+    assert "of 20; go on with the same command and --resume" in said
     finished = run_job("train.py", *command("killed", "--resume"))
     assert finished.returncode == 0, finished.stderr
     assert history(tmp_path / "killed") == history(tmp_path / "straight")
