@@ -97,8 +97,7 @@ def run(config: RunConfig) -> RunResult:
     result = tuner.fit()[0]
     if result.error is not None:
         raise RunFailedError(_last_words(result.error))
-    rows = [json.loads(line) for line in (config.output_dir / "metrics.jsonl").open()]
-    _check_finished(rows[-1], plan, config.output_dir)
+    rows = _finished_history(plan, config.output_dir)
     best = link_checkpoints(config.output_dir)
     return RunResult(
         output_dir=config.output_dir,
@@ -108,13 +107,21 @@ def run(config: RunConfig) -> RunResult:
     )
 
 
-def _check_finished(last: dict[str, float], plan: RunPlan, folder: Path) -> None:
-    """Tune ends an interrupted run without an error; it is not the end of the training all the same."""
-    epoch, patience = int(last["epoch"]), plan.loop.patience
-    if epoch < plan.loop.epochs and last["epochs_without_improvement"] < patience:
+def _finished_history(plan: RunPlan, folder: Path) -> list[dict[str, float]]:
+    """Metrics of each epoch of a run that has come to its end.
+
+    Tune ends an interrupted run without an error; that is not the end of the training all the same.
+    """
+    log = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if not rows:
+        raise RunFailedError(f"{folder}: stopped before its first epoch was done; start it again")
+    done, epochs = int(rows[-1]["epoch"]), plan.loop.epochs
+    if done < epochs and rows[-1]["epochs_without_improvement"] < plan.loop.patience:
         raise RunFailedError(
-            f"{folder}: stopped after epoch {epoch} of {plan.loop.epochs}; go on with the same command and --resume"
+            f"{folder}: stopped after epoch {done} of {epochs}; go on with the same command and --resume"
         )
+    return rows
 
 
 def prepare_run(config: RunConfig) -> RunPlan:

@@ -103,7 +103,7 @@ def write_validation(path: Path, sample_ids: list[str], arrays: EpochArrays, tar
             truths = target.transform.inverse(arrays.target_true)
             predicted = target.transform.inverse(arrays.target[:, 0])
             for i, truth, value in zip(sample_ids, truths, predicted, strict=True):
-                writer.writerow([i, f"{truth:.7g}", float(value)])  # targets are float32
+                writer.writerow([i, float(f"{truth:.7g}"), float(value)])  # targets are float32
 
 
 def format_loss(value: float) -> str:
