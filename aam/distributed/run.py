@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 import ray.tune
 from ray import train, tune
+from ray._private.utils import read_ray_address
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
@@ -162,14 +164,42 @@ def prepare_run(config: RunConfig) -> RunPlan:
 
 
 def connect(config: RayConfig) -> None:
-    """Connect to the cluster that the settings name, or to a running one, or start one here."""
+    """Connect to the cluster that the settings name, or to a running one, or start one here.
+
+    Raises
+    ------
+    ValueError
+        Where no cluster answers at the address that was given.
+    """
     if ray.is_initialized():
         return
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not sys.stdout.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    ray.init(address=config.ray_address, log_to_driver=True, logging_level=logging.WARNING)
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    if address is not None and not _answers(address):
+        raise ValueError(
+            f"no Ray answers at {address}: start one there (ray start --head), or leave out --ray-address "
+            "and RAY_ADDRESS"
+        )
+    if address is None:
+        # A head that died without `ray stop` leaves its address behind, to which Ray would try to connect for ever.
+        left = read_ray_address()
+        address = "local" if left is not None and not _answers(left) else None
+    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at `host:port`; other forms of address are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def scaling_config(config: RayConfig) -> train.ScalingConfig:

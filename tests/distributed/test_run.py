@@ -98,3 +98,12 @@ def test_a_folder_without_checkpoints_says_so(tmp_path):
         find_best(tmp_path / "missing")
     with pytest.raises(ValueError, match="neither a checkpoint nor a run folder"):
         find_best(tmp_path)
+
+
+def test_an_address_where_nothing_listens_is_an_error_not_a_wait(run_job, synthetic_folder, tmp_path):
+    done = run_job(
+        "pretrain.py", "--table", synthetic_folder / "table.biom", "--tree", synthetic_folder / "tree.nwk",
+        "--ray-address", "127.0.0.1:9", "--output-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: no Ray answers at 127.0.0.1:9")

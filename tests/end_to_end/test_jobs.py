@@ -142,10 +142,6 @@ def test_a_run_whose_driver_was_killed_goes_on(run_job, synthetic_folder, tmp_pa
     finished = run_job("train.py", *command("killed", "--resume"))
     assert finished.returncode == 0, finished.stderr
     assert history(tmp_path / "killed") == history(tmp_path / "straight")
-    # A finished run that is resumed has nothing left to do, and says the same.
-    done = run_job("train.py", *command("killed", "--resume"))
-    assert done.returncode == 0, done.stderr
-    assert history(tmp_path / "killed") == history(tmp_path / "straight")
 
 
 def test_predict_lists_what_it_could_not_predict(run_job, synthetic_folder, tmp_path):
