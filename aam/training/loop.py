@@ -123,7 +123,7 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
     val_loss = val_metrics["total_loss"]
     if not torch.isfinite(torch.tensor(val_loss)):
         raise NonFiniteError(f"validation loss is {val_loss} after epoch {epoch}: lower --lr")
-    # Of equals the later is the best, as Ray has it; but only a lower loss counts against the patience.
+    # Of equals the later is the best, as Ray has it; but only a lower loss gives the patience back.
     state.bad_epochs = 0 if val_loss < state.best_loss else state.bad_epochs + 1
     improved = val_loss <= state.best_loss
     if improved:
