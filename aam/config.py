@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NewType
+
+Location = NewType("Location", str)
+"""A path, or a URI that pyarrow.fs knows: s3://bucket/runs, gs://bucket/runs."""
 
 DEFAULT_MAX_BP = 150
 DEFAULT_RAREFY_DEPTH = 1000
 DEFAULT_TOKEN_LIMIT = 1024
+
+
+def is_uri(location: str | Path) -> bool:
+    """Whether a location is a URI rather than a path."""
+    return "://" in str(location)
+
+
+def _new_folder(stage: str) -> Path:
+    return Path("runs") / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _require(condition: bool, message: str) -> None:
@@ -185,20 +198,36 @@ class LoopConfig:
 class RayConfig:
     """Where the workers run."""
 
-    num_workers: int = 1
-    """Training processes; each takes its share of every batch."""
+    num_workers: int | str = 1
+    """Training processes; each takes its share of every batch. MIN:MAX starts with what the cluster has for them,
+    and goes on with more or fewer as nodes come and go."""
     use_gpu: bool | None = None
     """One GPU for each worker. [default: where the cluster has enough of them]"""
     cpus_per_worker: int | None = None
     """CPU cores, and threads, of each worker. [default: the cluster's, shared out; at most 4 with a GPU]"""
     max_failures: int = 3
     """How often lost workers are replaced, the run going on from its last checkpoint."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Workers on as few nodes as possible, or on as many."""
+    storage_path: Location | None = None
+    """Folder or URI (s3://..., gs://...) that all nodes see. The run is kept there, under the name of --output-dir,
+    which then gets a copy of its logs, best and last. [default: in --output-dir, which all nodes must then see]"""
     ray_address: str | None = None
     """Ray cluster to run on. [default: $RAY_ADDRESS, or a running local one, or a new local one]"""
 
     def __post_init__(self) -> None:
-        _require(self.num_workers >= 1, f"--num-workers must be at least 1, not {self.num_workers}")
+        least, most = self.workers
+        _require(1 <= least <= most, f"--num-workers must be a number from 1, or MIN:MAX, not {self.num_workers}")
         _require(self.cpus_per_worker is None or self.cpus_per_worker >= 1, "--cpus-per-worker must be at least 1")
+        _require(self.max_failures >= 0, "--max-failures must not be negative")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most workers."""
+        parts = str(self.num_workers).split(":")
+        if len(parts) > 2 or not all(part.isdigit() for part in parts):
+            raise ValueError(f"--num-workers must be a number from 1, or MIN:MAX, not {self.num_workers}")
+        return int(parts[0]), int(parts[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,10 +285,12 @@ class TargetConfig:
 class PretrainConfig:
     """Stage 1: train a SequenceEncoder on UniFrac distances and masked nucleotides, without labels."""
 
-    output_dir: Path
+    output_dir: Path = field(default_factory=lambda: _new_folder("pretrain"))
     """Run folder: settings, metrics.jsonl, TensorBoard logs, pictures and checkpoints."""
     resume: bool = False
     """Go on with the interrupted run in --output-dir."""
+    resume_or_start: bool = False
+    """Go on with the run in --output-dir where there is one, else start it; one that is finished stays as it is."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: PretrainLossConfig = field(default_factory=PretrainLossConfig)
@@ -278,14 +309,16 @@ class PretrainConfig:
 class TrainConfig:
     """Stage 2: train a SequencePredictor for a column of the metadata, on a stage 1 encoder or from scratch."""
 
-    output_dir: Path
+    output_dir: Path = field(default_factory=lambda: _new_folder("train"))
     """Run folder: settings, metrics.jsonl, TensorBoard logs, pictures, predictions and checkpoints."""
-    pretrained: Path | None = None
-    """Stage 1 run folder (its best checkpoint is taken) or a checkpoint. Without it: from scratch."""
+    pretrained: Location | None = None
+    """Stage 1 run folder (its best checkpoint is taken) or a checkpoint, path or URI. Without it: from scratch."""
     freeze_base: bool = False
     """Keep the pretrained encoder as it is and train the heads only."""
     resume: bool = False
     """Go on with the interrupted run in --output-dir."""
+    resume_or_start: bool = False
+    """Go on with the run in --output-dir where there is one, else start it; one that is finished stays as it is."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: TargetConfig = field(default_factory=TargetConfig)
@@ -313,8 +346,8 @@ class TrainConfig:
 class PredictConfig:
     """Predict the target of new samples with a trained stage 2 model, in the target's own units."""
 
-    checkpoint: Path
-    """Stage 2 run folder (its best checkpoint is taken) or a checkpoint."""
+    checkpoint: Location
+    """Stage 2 run folder (its best checkpoint is taken) or a checkpoint, path or URI."""
     table: Path
     """BIOM table or .qza of the new samples."""
     output: Path
@@ -337,9 +370,10 @@ RunConfig = PretrainConfig | TrainConfig
 
 
 def _check_batch(loop: LoopConfig, ray: RayConfig) -> None:
+    most = ray.workers[1]
     _require(
-        ray.num_workers == 1 or loop.batch_size >= 2 * ray.num_workers,
-        f"--batch-size {loop.batch_size} (over all workers) must be at least 2 x --num-workers {ray.num_workers}",
+        most == 1 or loop.batch_size >= 2 * most,
+        f"--batch-size {loop.batch_size} (over all workers) must be at least 2 x --num-workers {most}",
     )
 
 

@@ -25,6 +25,7 @@ from aam.training.losses import LossWeights
 
 FREE_ON_RESUME = (
     "resume",
+    "resume_or_start",
     "output_dir",
     "ray",
     "data.cache_dir",
@@ -138,7 +139,7 @@ def with_builtin_data(config: RunConfig) -> RunConfig:
 
 def _check_sizes(split: Split, config: RunConfig, pairs: bool) -> None:
     """Each worker needs a sample of every batch; UniFrac needs pairs."""
-    workers = config.ray.num_workers
+    workers = config.ray.workers[1]
     least = max(workers, 2 if pairs else 1)
     for part, ids in (("training", split.train), ("validation", split.val)):
         if len(ids) < least:
