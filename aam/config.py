@@ -52,6 +52,9 @@ class DataConfig:
     """File of validation sample ids, one a line. Goes with --train-ids."""
     test_ids: Path | None = None
     """File of sample ids that no part of the training may see."""
+    test_fraction: float = 0.0
+    """Share of the samples drawn as test samples, which no part of the training may see, where no --test-ids are given;
+    the same samples in both stages, given the same table, --seed and --group-column."""
     val_fraction: float = 0.2
     """Share of the samples drawn for validation where no id files are given."""
     group_column: str | None = None
@@ -77,6 +80,12 @@ class DataConfig:
             "--train-ids and --val-ids go together: give both or neither",
         )
         _require(0 < self.val_fraction < 1, f"--val-fraction must be between 0 and 1, not {self.val_fraction}")
+        _require(0 <= self.test_fraction < 1, f"--test-fraction must be from 0 to below 1, not {self.test_fraction}")
+        _require(
+            self.test_fraction == 0 or (self.test_ids is None and self.train_ids is None),
+            "--test-fraction draws test samples, which --test-ids, or --train-ids and --val-ids, already settle: "
+            "leave it out (beside --train-ids, list test samples by --test-ids)",
+        )
         _require(
             self.rarefy_depth is None or self.rarefy_depth >= 0,
             f"--rarefy-depth must be 0 (no rarefaction) or more, not {self.rarefy_depth}",
@@ -348,10 +357,17 @@ class PredictConfig:
 
     checkpoint: Location
     """Stage 2 run folder (its best checkpoint is taken) or a checkpoint, path or URI."""
-    table: Path
-    """BIOM table or .qza of the new samples."""
+    table: Path | None = None
+    """BIOM table or .qza of the new samples. [default: the table that the model was trained on]"""
     output: Path
     """Table to write, predictions.tsv say; for classes, class_probabilities.tsv is written beside it."""
+    part: Literal["all", "train", "val", "test"] = "all"
+    """Which samples: all of the table, or those that the run trained on, validated on, or held back (run.json)."""
+    report: Path | None = None
+    """Markdown file to write: scores on the predicted samples, what was trained on what, how to repeat it."""
+    metadata: Path | None = None
+    """Metadata with the target of the samples, to score the predictions with in the --report.
+    [default: that of the training, where no --table is given]"""
     sequences: Path | None = None
     """FASTA or .qza with the sequences, where the table's feature ids are hashes."""
     batch_size: int = 32
@@ -364,6 +380,80 @@ class PredictConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "--batch-size must be at least 1")
         _require(self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1")
+        _require(self.sequences is None or self.table is not None, "--sequences needs --table beside it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Stage 1, stage 2 from its best checkpoint, and a report on held-out samples, as Ray jobs one after the other.
+
+    The same command goes on where it was interrupted, and repeats nothing that is done. Settings are those of both
+    stages; what is only one stage's goes into --pretrain-flags or --train-flags.
+    """
+
+    output_dir: Path = field(default_factory=lambda: _new_folder("pipeline"))
+    """Folder for stage1, stage2, predictions.tsv and report.md. On a remote cluster, this and all other paths are those
+    of the cluster's machines: give them in full."""
+    pretrain_flags: str = ""
+    """More flags for stage 1, in quotes: --pretrain-flags "--epochs 50 --lr 1e-3"."""
+    train_flags: str = ""
+    """More flags for stage 2, in quotes."""
+    freeze_base: bool = False
+    """Keep the pretrained encoder as it is in stage 2 and train the heads only."""
+    address: str | None = None
+    """Dashboard of a remote Ray cluster, http://HOST:8265, to which this checkout is uploaded.
+    [default: $RAY_API_SERVER_ADDRESS, or the Ray cluster of this machine, or a new local one]"""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: TargetConfig = field(default_factory=TargetConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.data.train_ids is None or self.data.test_ids is not None,
+            "--test-ids is needed beside --train-ids and --val-ids: the report is on those samples",
+        )
+        _require(
+            self.address is None or self.ray.ray_address is None,
+            "--address and --ray-address both name a cluster: give one",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Sweep: trials of stage 1 or stage 2 that differ in their settings; ASHA stops those that fall behind.
+
+    Every other flag of jobs/pretrain.py or jobs/train.py, --patience too, holds for all trials.
+    """
+
+    stage: Literal["pretrain", "train"]
+    """What a trial is."""
+    num_samples: int = 8
+    """Trials, each with settings drawn at random."""
+    max_concurrent: int | None = None
+    """Trials at a time; they share the cluster. [default: as many as it has room for]"""
+    lr: tuple[float, float] | None = None
+    """LO HI: learning rates, drawn log-uniformly. [default: 1e-5 1e-3, where nothing else is searched]"""
+    token_limit: tuple[int, ...] = ()
+    """Token limits to choose from."""
+    search: tuple[str, ...] = ()
+    """More to search: NAME=A,B,C chooses, NAME=LO..HI draws uniformly, NAME=LO..HI:log log-uniformly. NAME is any
+    setting: dropout=0..0.3 embedding-dim=64,128 weight-decay=1e-4..1e-1:log"""
+    grace_period: int | None = None
+    """Epochs before ASHA may stop a trial. [default: an eighth of --epochs, at most --patience]"""
+    reduction_factor: float = 3.0
+    """At each rung ASHA lets one in so many trials go on."""
+    search_seed: int = 0
+    """Seed of the settings that are drawn."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_samples >= 1, "--num-samples must be at least 1")
+        _require(self.max_concurrent is None or self.max_concurrent >= 1, "--max-concurrent must be at least 1")
+        _require(self.lr is None or 0 < self.lr[0] <= self.lr[1], "--lr LO HI: LO must be above 0, HI not below LO")
+        _require(all(limit >= 1 for limit in self.token_limit), "--token-limit must be at least 1")
+        _require(self.grace_period is None or self.grace_period >= 1, "--grace-period must be at least 1")
+        _require(self.reduction_factor > 1, "--reduction-factor must be above 1")
 
 
 RunConfig = PretrainConfig | TrainConfig

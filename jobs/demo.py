@@ -18,7 +18,7 @@ import numpy as np
 import ray
 
 from aam.data import synthetic
-from aam.distributed.run import RAY_ENVIRONMENT
+from aam.distributed.cluster import RAY_ENVIRONMENT
 from aam.training.metrics import regression_metrics
 
 SIZES = ["--embedding-dim", "64", "--attention-layers", "2", "--batch-size", "16"]

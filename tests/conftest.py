@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from runs import Workers
 
 from aam.data import synthetic
-from aam.distributed.run import RAY_ENVIRONMENT
+from aam.distributed.cluster import RAY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +39,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("AAM_TEST_DATA names no folder of real data sets")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def two_workers():
+    """Two processes that all tests of several workers share: `two_workers(function, *arguments)`."""
+    workers = Workers(2)
+    yield workers
+    workers.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,20 @@ _SHOWN = ("total_loss", "base_loss", "nuc_loss", "target_loss", "count_loss", "u
 
 def summarise(stage: str, result: RunResult, next_command: str) -> str:
     """Metrics of the best epoch, where things are, and what to type next."""
-    metrics = {name: result.metrics[f"val/{name}"] for name in _SHOWN if f"val/{name}" in result.metrics}
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     best_epoch = int(result.metrics["epoch"])
     return "\n".join(
         [
             f"{stage}: best epoch {best_epoch} of {result.epochs}",
-            f"  validation   {shown}",
+            f"  validation   {shown_metrics(result.metrics)}",
             f"  checkpoints  {result.output_dir / 'best'} and {result.output_dir / 'last'}",
             f"  logs         {result.output_dir / 'metrics.jsonl'}, {result.output_dir / 'tensorboard'}",
             f"  pictures     {result.output_dir / 'figures'}",
             f"  next         {next_command}",
         ]
     )
+
+
+def shown_metrics(metrics: dict[str, float]) -> str:
+    """The validation metrics that people look at, in one line."""
+    found = {name: metrics[f"val/{name}"] for name in _SHOWN if f"val/{name}" in metrics}
+    return "  ".join(f"{name} {value:.4g}" for name, value in found.items())

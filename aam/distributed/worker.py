@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,11 @@ import ray.train
 import ray.train.torch
 from ray.train.v2._internal.execution import context
 
+from aam.config import is_uri
+from aam.data.dataset import MANIFEST, PreparedDataset
+from aam.data.prepare import default_cache
 from aam.distributed.checkpoints import SCORE
+from aam.distributed.storage import Uploader, exists, fetch, fetch_to, join, upload
 from aam.plan import RunPlan
 from aam.task import build_task
 from aam.training.loop import fit
@@ -25,19 +32,74 @@ def train_worker(config: dict[str, Any]) -> None:
     Parameters
     ----------
     config : dict
-        `plan`: the RunPlan.
+        `plan`: the RunPlan; `home`: location of the run; `storage_path`: where `share` put dataset and base, if it
+        did.
     """
-    plan: RunPlan = config["plan"]
+    plan, home = at_hand(config["plan"], config["home"], config["storage_path"]), config["home"]
     # Ray prints every report in full, by a logger that its own logging settings do not reach.
     logging.getLogger(context.__file__).setLevel(logging.WARNING)
     device = ray.train.torch.get_device()
-    task = build_task(plan, device, report=report_to_ray, folder=plan.output_dir)
     latest = ray.train.get_checkpoint()
-    if latest is None:
-        fit(task)
-        return
-    with latest.as_directory() as folder:
-        fit(task, resume_from=Path(folder))
+    folder = _log_folder(home)
+    is_first = ray.train.get_context().get_world_rank() == 0
+    if is_first and is_uri(home) and latest is None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was there before
+    upload_logs = Uploader(folder, home) if is_first and is_uri(home) else lambda: None
+
+    def report(metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:
+        upload_logs()  # first: what hears of the report may stop the run
+        report_to_ray(metrics, write)
+
+    task = build_task(plan, device, report=report, folder=folder)
+    try:
+        if latest is None:
+            fit(task)
+            return
+        with latest.as_directory() as checkpoint:
+            fit(task, resume_from=Path(checkpoint))
+    finally:
+        upload_logs()
+
+
+def _log_folder(home: str) -> Path:
+    """Where the first worker writes the logs: the home itself, or a folder of this machine."""
+    if not is_uri(home):
+        return Path(home)
+    return Path(tempfile.gettempdir()) / "aam-logs" / hashlib.sha256(home.encode()).hexdigest()[:16]
+
+
+def share(plan: RunPlan, home: str, storage_path: str) -> None:
+    """Copy what the workers read to where all of them can: the prepared dataset, and the base of stage 2."""
+    dataset = join(storage_path, "datasets", plan.dataset.folder.name)
+    if not exists(join(dataset, MANIFEST)):
+        upload(plan.dataset.folder, dataset, last=MANIFEST)
+    if plan.pretrained is not None and not exists(join(home, "base")):
+        upload(plan.pretrained, join(home, "base"))
+
+
+def at_hand(plan: RunPlan, home: str, storage_path: str | None) -> RunPlan:
+    """The plan with dataset and base as folders that this machine sees.
+
+    Raises
+    ------
+    ValueError
+        Where it sees neither the folders of the driver nor shared ones.
+    """
+    folder = plan.dataset.folder
+    if not (folder / MANIFEST).exists():
+        if storage_path is None:
+            raise ValueError(
+                f"{folder}: this node does not see the prepared dataset; give --storage-path, or a --cache-dir "
+                "that all nodes see"
+            )
+        shared = join(storage_path, "datasets", folder.name)
+        folder = default_cache() / folder.name if is_uri(shared) else Path(shared)
+        if not (folder / MANIFEST).exists():
+            fetch_to(shared, folder)
+    pretrained = plan.pretrained
+    if pretrained is not None and not pretrained.exists():
+        pretrained = fetch(join(home, "base"))
+    return dataclasses.replace(plan, dataset=PreparedDataset(folder), pretrained=pretrained)
 
 
 def report_to_ray(metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:

@@ -73,3 +73,31 @@ def _confusion(truth: np.ndarray, predicted: np.ndarray, target: Target) -> Figu
     )
     axes.set_title(f"validation, {target.column}, n = {len(truth)}")
     return figure
+
+
+def sweep_figure(curves: dict[str, list[float]], learning_rates: dict[str, float]) -> Figure:
+    """Validation losses of the trials of a sweep by epoch and, where they differ, by learning rate.
+
+    Parameters
+    ----------
+    curves : dict of str to list of float
+        Validation loss of each epoch, by trial.
+    learning_rates : dict of str to float
+        Of each trial; empty where the sweep did not vary it.
+    """
+    figure = Figure(figsize=(12, 5) if learning_rates else (7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2 if learning_rates else 1, squeeze=False)[0]
+    best = min((name for name in curves if curves[name]), key=lambda name: min(curves[name]), default=None)
+    for name, losses in curves.items():
+        shown = {"color": "tab:red", "linewidth": 2.5, "zorder": 3} if name == best else {"alpha": 0.6}
+        axes[0].plot(range(1, len(losses) + 1), losses, marker="o", markersize=3, label=name, **shown)
+    axes[0].set(xlabel="epoch", ylabel="validation loss", title=f"best: {best}")
+    if len(curves) <= 12:
+        axes[0].legend(fontsize="x-small")
+    if learning_rates:
+        done = [name for name in curves if curves[name]]
+        colors = ["tab:red" if name == best else "tab:blue" for name in done]
+        axes[1].scatter([learning_rates[n] for n in done], [min(curves[n]) for n in done], c=colors)
+        axes[1].set(xscale="log", xlabel="learning rate", ylabel="best validation loss")
+    return figure

@@ -16,7 +16,8 @@ from runs import STILL, pretrain_config
 
 from aam.config import RayConfig
 from aam.distributed.checkpoints import find_best, reported
-from aam.distributed.run import run, scaling_config
+from aam.distributed.cluster import scaling_config
+from aam.distributed.run import run
 from aam.training import checkpoint
 
 
@@ -69,7 +70,7 @@ def test_a_killed_worker_costs_nothing_but_time(ray_cluster, synthetic_folder, t
     assert find_best(tmp_path / "killed") == killed.best
     last = json.loads((tmp_path / "killed" / "last" / "config.json").read_text())
     assert last["metrics"]["epoch"] == 8
-    assert reported(tmp_path / "killed") is not None
+    assert reported(str(tmp_path / "killed")) is not None
     # All workers gave back what they held.
     free = ray.available_resources()
     assert free["CPU"] == ray.cluster_resources()["CPU"]
