@@ -190,6 +190,10 @@ class LoopConfig:
     """Processes that build batches ahead of each worker; 0 builds them in the loop."""
     histogram_every: int = 10
     """Epochs between histograms of weights and gradients in TensorBoard; 0 for none."""
+    wandb: str | None = None
+    """Weights & Biases project to log to as well. Needs the extra: pip install 'aam[wandb]'."""
+    mlflow: str | None = None
+    """MLflow tracking URI to log to as well, http://host:5000 say. Needs the extra: pip install 'aam[mlflow]'."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, f"--batch-size must be at least 2 (pairs), not {self.batch_size}")

@@ -22,6 +22,9 @@ from aam.samples import choose_samples
 from aam.spec import contract_of, encoder_sizes, estimate_distances, predictor_spec
 from aam.training.checkpoint import ModelSpec
 from aam.training.losses import LossWeights
+from aam.training.trackers import check_trackers
+
+RECORD = "run.json"
 
 FREE_ON_RESUME = (
     "resume",
@@ -32,6 +35,8 @@ FREE_ON_RESUME = (
     "loop.loader_workers",
     "loop.clear_cache",
     "loop.use_expandable_segments",
+    "loop.wandb",
+    "loop.mlflow",
 )
 """What may differ when a run is resumed: it changes where and how fast a run goes, not what comes out."""
 
@@ -85,12 +90,15 @@ def make_plan(config: RunConfig, pretrained: tuple[Path, ModelSpec] | None = Non
     ValueError
         For anything in files or settings that cannot work; names the culprit and the way out.
     """
+    check_trackers(config.loop)
     asked, config = config, with_builtin_data(config)
     base = None if pretrained is None else pretrained[1]
     sizes, contract = encoder_sizes(config, base), contract_of(config, base)
     use_tree = config.loss.base_weight > 0
     dataset = prepare(config.data, max_bp=sizes.max_bp, use_tree=use_tree)
     split, targets, notes = choose_samples(config, dataset, contract.rarefy_depth)
+    if pretrained is not None:
+        notes += _seen_by_base(read_record(pretrained[0]), split)
     _check_sizes(split, config, use_tree)
     if asked.data.tree is not None and not use_tree:
         notes.append("the tree is not used: --base-weight is 0")
@@ -114,6 +122,27 @@ def make_plan(config: RunConfig, pretrained: tuple[Path, ModelSpec] | None = Non
         pretrained=None if pretrained is None else pretrained[0],
         notes=tuple(notes),
     )
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """`run.json` of a run folder, or of the one that a checkpoint lies in; None where there is none."""
+    folders = [path, *path.resolve().parents[:3]]  # a checkpoint lies in RUN/ray/train/, or in RUN
+    found = next((folder / RECORD for folder in folders if (folder / RECORD).is_file()), None)
+    return None if found is None else json.loads(found.read_text())
+
+
+def _seen_by_base(record: dict[str, Any] | None, split: Split) -> list[str]:
+    """Say which samples that are held back from training the base was trained on."""
+    trained = set() if record is None else set(record["split"]["train"])
+    notes = []
+    for part, ids in (("test", split.test), ("validation", split.val)):
+        seen = len(trained.intersection(ids))
+        if seen:
+            notes.append(
+                f"{seen} of {len(ids)} {part} samples were in the training of the base (UniFrac and nucleotides, no "
+                "labels): figures on them are transductive"
+            )
+    return notes
 
 
 def with_builtin_data(config: RunConfig) -> RunConfig:

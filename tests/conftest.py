@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from runs import Workers
 
 from aam.data import synthetic
-from aam.distributed.cluster import RAY_ENVIRONMENT
+from aam.distributed.cluster import RAY_ENVIRONMENT, start_local
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,9 +54,10 @@ def two_workers():
 def ray_cluster():
     """One local Ray for all tests that need one; job scripts find it by RAY_ADDRESS."""
     os.environ.update(RAY_ENVIRONMENT)
-    context = ray.init(address="local", num_cpus=2, logging_level="WARNING", log_to_driver=False)
-    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
-    yield context
+    # A lost node is noticed after seconds rather than a minute.
+    os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"})
+    os.environ["RAY_ADDRESS"] = start_local(num_cpus=2, log_to_driver=False)
+    yield ray.get_runtime_context()
     os.environ.pop("RAY_ADDRESS")
     ray.shutdown()
 
@@ -73,5 +75,23 @@ def run_job(ray_cluster):
             timeout=500,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_here(capsys, monkeypatch):
+    """Run a script of jobs/ within this process, which has imported what a new one takes seconds for."""
+
+    def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command, code = [script, *map(str, arguments)], 0
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds to it
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / "jobs" / script), run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
 
     return run

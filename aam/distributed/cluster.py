@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -10,7 +11,6 @@ import sys
 import ray
 from ray import train
 from ray._private.services import find_gcs_addresses
-from ray._private.state import state
 from ray._private.utils import read_ray_address
 
 from aam.config import RayConfig
@@ -22,6 +22,8 @@ RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # a table of Tune's settings, whatever the verbosity
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard shows the loop's own logs, not a second set
 }
+RESIZE_SECONDS = 10.0
+"""How often an elastic run looks whether the cluster has grown; it then goes on from its last checkpoint."""
 
 
 def connect(config: RayConfig) -> None:
@@ -93,9 +95,12 @@ def answers(address: str) -> bool:
 
 
 def cluster_size() -> tuple[int, int]:
-    """CPUs and GPUs of the cluster; of one that grows, what it can grow to."""
+    """CPUs and GPUs of the cluster; of one that grows, what `$AAM_CLUSTER_MAX` (JSON) says that it can grow to.
+
+    Ray itself knows only the nodes that are up, none of them perhaps.
+    """
     now = ray.cluster_resources()
-    most = state.get_max_resources_from_cluster_config() or {}
+    most = json.loads(os.environ.get("AAM_CLUSTER_MAX") or "{}")
     cpus, gpus = (int(max(now.get(kind, 0), most.get(kind, 0))) for kind in ("CPU", "GPU"))
     return cpus, gpus
 
@@ -138,7 +143,7 @@ def scaling_config(config: RayConfig, *, concurrent: int = 1) -> train.ScalingCo
         use_gpu=use_gpu,
         resources_per_worker={"CPU": each, "GPU": 1} if use_gpu else {"CPU": each},
         placement_strategy=config.placement.upper(),
-        elastic_resize_monitor_interval_s=10.0,  # a look at the cluster; the run restarts when it has grown
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
     )
 
 

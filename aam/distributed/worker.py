@@ -20,7 +20,7 @@ from aam.config import is_uri
 from aam.data.dataset import MANIFEST, PreparedDataset
 from aam.data.prepare import default_cache
 from aam.distributed.checkpoints import SCORE
-from aam.distributed.storage import Uploader, exists, fetch, fetch_to, join, upload
+from aam.distributed.storage import Uploader, exists, fetch, fetch_to, join, name_of, upload
 from aam.plan import RunPlan
 from aam.task import build_task
 from aam.training.loop import fit
@@ -65,7 +65,8 @@ def _log_folder(home: str) -> Path:
     """Where the first worker writes the logs: the home itself, or a folder of this machine."""
     if not is_uri(home):
         return Path(home)
-    return Path(tempfile.gettempdir()) / "aam-logs" / hashlib.sha256(home.encode()).hexdigest()[:16]
+    # Trackers show the name of the folder.
+    return Path(tempfile.gettempdir()) / "aam-logs" / hashlib.sha256(home.encode()).hexdigest()[:16] / name_of(home)
 
 
 def share(plan: RunPlan, home: str, storage_path: str) -> None:

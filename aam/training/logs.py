@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -13,9 +14,9 @@ from torch import nn
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from aam.training.figures import make_figures
 from aam.training.metrics import EpochArrays, class_probabilities
 from aam.training.targets import Target
+from aam.training.trackers import Tracker
 
 
 class RunLog:
@@ -27,10 +28,14 @@ class RunLog:
         The run folder.
     history : list of dict
         Metrics of the epochs already done, where a run is resumed: what was logged of later ones is redone.
+    trackers : list of Tracker
+        Where the metrics go as well.
     """
 
-    def __init__(self, folder: Path | None, history: list[dict[str, float]]) -> None:
-        self.folder, self.writer = folder, None
+    def __init__(
+        self, folder: Path | None, history: list[dict[str, float]], trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self.folder, self.writer, self.trackers = folder, None, trackers
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +54,8 @@ class RunLog:
             if tag != "epoch":
                 self.writer.add_scalar(tag, value, int(metrics["epoch"]))
         self.writer.flush()
+        for tracker in self.trackers:
+            tracker.log({tag: value for tag, value in metrics.items() if tag != "epoch"}, int(metrics["epoch"]))
 
     def histograms(self, model: nn.Module, gradients: dict[str, torch.Tensor], epoch: int) -> None:
         """Weights and gradients, by the names of the parameters.
@@ -75,6 +82,9 @@ class RunLog:
         """Pictures and validation predictions of an epoch that is the best so far."""
         if self.folder is None or self.writer is None:
             return
+        # Here and not above: matplotlib takes its time, and one worker alone draws.
+        from aam.training.figures import make_figures
+
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in make_figures(arrays, target).items():
             figure.savefig(self.folder / "figures" / f"{name}.png", dpi=100)
@@ -86,6 +96,8 @@ class RunLog:
         """Close the files, after errors too."""
         if self.writer is not None:
             self.writer.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def write_validation(path: Path, sample_ids: list[str], arrays: EpochArrays, target: Target) -> None:

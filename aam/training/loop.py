@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,6 +27,7 @@ from aam.training.metrics import EpochArrays, EpochRecord
 from aam.training.optimizer import make_optimizer, update
 from aam.training.schedule import Schedule, make_schedule
 from aam.training.step import Objective, step
+from aam.training.trackers import open_trackers
 
 Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
 """Takes the metrics of an epoch and, on the first worker, a function that writes its checkpoint to a path."""
@@ -253,11 +254,19 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
         module=module,
         optimizer=optimizer,
         schedule=schedule,
-        log=RunLog(task.folder if collectives.rank() == 0 else None, state.history),
+        log=_open_log(task, state),
         device=device,
         autocast=autocast,
         cache=ASVCache(task.model, task.train.dataset, autocast) if task.spec.freeze_base else None,
     )
+
+
+def _open_log(task: Task, state: TrainingState) -> RunLog:
+    if collectives.rank() > 0 or task.folder is None:
+        return RunLog(None, state.history)
+    settings = {**asdict(task.config), **asdict(task.spec.encoder), **asdict(task.spec.contract)}
+    task.folder.mkdir(parents=True, exist_ok=True)
+    return RunLog(task.folder, state.history, open_trackers(task.config, task.folder, settings))
 
 
 def _restore(task: Task, optimizer: torch.optim.AdamW, path: Path) -> TrainingState:
