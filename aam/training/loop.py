@@ -247,6 +247,8 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
             f"{schedule.warmup} of warm-up" + (f"\n{warning}" if warning else ""),
             flush=True,
         )
+    # It plans anew for each shape, half a second at a time, and no two batches have the same.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     autocast = torch.bfloat16 if bf16 else None
     return Engine(
