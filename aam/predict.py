@@ -1,85 +1,137 @@
-"""Predictions for new samples, in the target's own units, by the same step that trained the model."""
+"""Predictions for samples, in the target's own units, by the same step that trained the model."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from aam.config import DataConfig, PredictConfig
+from aam.config import DataConfig, PredictConfig, TrainConfig
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.data.prepare import prepare
-from aam.training import checkpoint
+from aam.plan import with_builtin_data
 from aam.training.asv_cache import ASVCache
 from aam.training.checkpoint import Checkpoint
 from aam.training.losses import LossWeights
 from aam.training.metrics import class_probabilities
 from aam.training.step import Objective, step
+from aam.training.targets import Target
 
 
-def predict(config: PredictConfig, path: Path) -> str:
-    """Predict all samples of a table and write what q2-sample-classifier writes.
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a model says of samples."""
+
+    target: Target
+    dataset: PreparedDataset
+    """Holds the samples."""
+    sample_ids: list[str]
+    values: list[Any]
+    """Of each sample: a number in the target's own units, or the name of a class."""
+    probabilities: np.ndarray | None
+    """float64 [n, classes]; None for a number."""
+    skipped: dict[str, str]
+    """Samples that could not be predicted, and why."""
+
+
+def predict(config: PredictConfig, loaded: Checkpoint, record: dict[str, Any] | None = None) -> Predictions:
+    """Predict the samples that the settings ask for.
 
     Parameters
     ----------
     config : PredictConfig
-        Table, output, sizes.
-    path : Path
-        Checkpoint of stage 2.
-
-    Returns
-    -------
-    str
-        What was written, in words.
+        Settings.
+    loaded : Checkpoint
+        Of stage 2.
+    record : dict, optional
+        `run.json` of the run that the checkpoint is of: its table, and which samples were its test samples.
 
     Raises
     ------
     ValueError
-        For a stage 1 checkpoint, or a table that the model cannot read.
+        For a stage 1 checkpoint, a table that the model cannot read, or samples that cannot be told.
     """
-    loaded = checkpoint.load(path)
     contract, target = loaded.spec.contract, loaded.spec.target
     if target is None:
-        raise ValueError(f"{path}: a stage 1 checkpoint predicts no target; give the folder of a jobs/train.py run")
-    data = DataConfig(table=config.table, sequences=config.sequences, cache_dir=config.cache_dir)
-    dataset = prepare(data, max_bp=contract.max_bp, use_tree=False)
+        raise ValueError(
+            f"{loaded.path}: a stage 1 checkpoint predicts no target; give the folder of a jobs/train.py run"
+        )
+    dataset = prepare(_sources(config, record), max_bp=contract.max_bp, use_tree=False)
+    wanted = _wanted(config, dataset, record)
     depth = contract.rarefy_depth
-    enough = [s for s, reads in zip(dataset.sample_ids, dataset.depths, strict=True) if reads >= depth]
-    skipped: dict[str, str] = dataset.manifest["dropped_samples"] | {
-        s: f"{reads} reads, fewer than {depth}"
-        for s, reads in zip(dataset.sample_ids, dataset.depths, strict=True)
-        if reads < depth
-    }
+    enough, skipped = [], {}
+    for sample in wanted:
+        if sample not in dataset.row:
+            skipped[sample] = dataset.manifest["dropped_samples"].get(sample, "not in the table")
+        elif (reads := dataset.depths[dataset.row[sample]]) < depth:
+            skipped[sample] = f"{reads} reads, fewer than {depth}"
+        else:
+            enough.append(sample)
     if not enough:
         raise ValueError(
-            f"{config.table}: all {len(skipped)} samples have fewer reads than the {depth} that the model was "
-            "trained on"
+            f"{dataset.manifest['sources']['table']}: none of {len(wanted)} samples can be predicted, the first: "
+            f"{wanted[0]} ({skipped[wanted[0]]}); the model was trained on {depth} reads of each"
         )
     predicted = predict_samples(loaded, dataset, enough, batch_size=config.batch_size, chunk_size=config.asv_chunk_size)
-    lines = [f"note: {note}" for note in dataset.manifest["notes"]]
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    if target.classes:
-        probabilities = class_probabilities(predicted)
-        values = [target.classes[row.argmax()] for row in probabilities]
-        name = "class_probabilities.tsv"
-        # Other predictions in the same folder must not be written over.
-        beside = config.output.with_name(
-            name if config.output.name == "predictions.tsv" else f"{config.output.stem}.{name}"
-        )
-        _write(beside, ["SampleID", *target.classes], enough, probabilities.tolist())
-        lines.append(f"class probabilities: {beside}")
-    else:
+    probabilities = class_probabilities(predicted) if target.classes else None
+    if probabilities is None:
         values = target.transform.inverse(predicted[:, 0]).tolist()
-    _write(config.output, ["SampleID", "prediction"], enough, [[v] for v in values])
-    if skipped:
-        beside = config.output.with_name(f"{config.output.stem}.skipped.tsv")
-        _write(beside, ["SampleID", "reason"], list(skipped), [[reason] for reason in skipped.values()])
-        lines.append(f"{len(skipped)} samples could not be predicted, with the reasons: {beside}")
-    return "\n".join([*lines, f"{len(enough)} predictions of {target.column}: {config.output}"])
+    else:
+        values = [target.classes[row.argmax()] for row in probabilities]
+    return Predictions(
+        target=target,
+        dataset=dataset,
+        sample_ids=enough,
+        values=values,
+        probabilities=probabilities,
+        skipped=skipped,
+    )
+
+
+def _sources(config: PredictConfig, record: dict[str, Any] | None) -> DataConfig:
+    """Table, sequences and metadata: those that were given, or those of the run."""
+    if config.table is not None:
+        return DataConfig(
+            table=config.table, sequences=config.sequences, metadata=config.metadata, cache_dir=config.cache_dir
+        )
+    if record is None:
+        raise ValueError(f"{config.checkpoint}: no run.json there that names the run's table; give --table")
+    return DataConfig(
+        table=source_of(record, "table"),
+        sequences=source_of(record, "sequences"),
+        metadata=config.metadata or source_of(record, "metadata"),
+        cache_dir=config.cache_dir,
+    )
+
+
+def source_of(record: dict[str, Any], name: str) -> Path | None:
+    """Path of a source of a run, one of the built-in dataset's where no table was given; None without that source."""
+    given = record["config"]["data"]
+    if given["table"] is None:
+        cache = None if given["cache_dir"] is None else Path(given["cache_dir"])
+        return getattr(with_builtin_data(TrainConfig(data=DataConfig(cache_dir=cache))).data, name)
+    return None if given[name] is None else Path(given[name])
+
+
+def _wanted(config: PredictConfig, dataset: PreparedDataset, record: dict[str, Any] | None) -> list[str]:
+    """Samples that `--part` names."""
+    if config.part == "all":
+        return [*dataset.sample_ids, *dataset.manifest["dropped_samples"]]
+    if record is None:
+        raise ValueError(f"{config.checkpoint}: no run.json there that names the samples of --part {config.part}")
+    ids = record["split"][config.part]
+    if not ids:
+        raise ValueError(
+            f"{config.checkpoint}: the run has no {config.part} samples; it keeps some back by --test-ids "
+            "or --test-fraction"
+        )
+    return ids
 
 
 @torch.no_grad()
@@ -127,6 +179,37 @@ def predict_samples(
         assert predictions.target is not None
         found.append(predictions.target.cpu().numpy())
     return np.concatenate(found)
+
+
+def write_predictions(found: Predictions, output: Path) -> str:
+    """Write what q2-sample-classifier writes, and what was skipped.
+
+    Parameters
+    ----------
+    found : Predictions
+        What to write.
+    output : Path
+        Table of the predictions; others are written beside it.
+
+    Returns
+    -------
+    str
+        What was written, in words.
+    """
+    lines = [f"note: {note}" for note in found.dataset.manifest["notes"] if not note.startswith("metadata: ")]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if found.probabilities is not None:
+        name = "class_probabilities.tsv"
+        # Other predictions in the same folder must not be written over.
+        beside = output.with_name(name if output.name == "predictions.tsv" else f"{output.stem}.{name}")
+        _write(beside, ["SampleID", *found.target.classes], found.sample_ids, found.probabilities.tolist())
+        lines.append(f"class probabilities: {beside}")
+    _write(output, ["SampleID", "prediction"], found.sample_ids, [[v] for v in found.values])
+    if found.skipped:
+        beside = output.with_name(f"{output.stem}.skipped.tsv")
+        _write(beside, ["SampleID", "reason"], list(found.skipped), [[reason] for reason in found.skipped.values()])
+        lines.append(f"{len(found.skipped)} samples could not be predicted, with the reasons: {beside}")
+    return "\n".join([*lines, f"{len(found.values)} predictions of {found.target.column}: {output}"])
 
 
 def _write(path: Path, header: list[str], sample_ids: list[str], rows: list[list]) -> None:

@@ -11,8 +11,8 @@ import pandas as pd
 from aam.config import PretrainConfig, RunConfig, TrainConfig
 from aam.data.dataset import PreparedDataset
 from aam.data.files import some
-from aam.data.metadata import numeric_column, text_column
-from aam.data.split import Split, describe_dropped, draw_split, split_from_files
+from aam.data.metadata import numeric_column, read_metadata, text_column
+from aam.data.split import Split, describe_dropped, draw_split, draw_test, split_from_files
 
 
 def choose_samples(config: RunConfig, dataset: PreparedDataset, depth: int) -> tuple[Split, dict[str, Any], list[str]]:
@@ -128,18 +128,12 @@ def _targets(
 
 def _split(config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str], targets: dict[str, Any]) -> Split:
     data, usable = config.data, _usable(dataset, dropped)
-    # An id file may list samples that the table had and the prepared dataset has not.
-    unusable = dataset.manifest["dropped_samples"] | dropped
-    files = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
-    if data.train_ids is not None or data.test_ids is not None:
-        listed = split_from_files(files, usable, unusable)
-        if data.train_ids is not None:
-            unused = () if data.group_column is None else ("--group-column is not used: --train-ids is given",)
-            return dataclasses.replace(listed, notes=(*listed.notes, *unused))
-        kept_back = set(listed.test)
-        usable = [s for s in usable if s not in kept_back]
-    else:
-        listed = Split(train=[], val=[])
+    listed = _listed(config, dataset, usable, dropped)
+    if data.train_ids is not None:
+        unused = () if data.group_column is None else ("--group-column is not used: --train-ids is given",)
+        return dataclasses.replace(listed, notes=(*listed.notes, *unused))
+    kept_back = set(listed.test)
+    usable = [s for s in usable if s not in kept_back]
     is_class = isinstance(config, TrainConfig) and config.loss.classifier
     drawn = draw_split(
         usable,
@@ -149,6 +143,42 @@ def _split(config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str],
         classes=[targets[s] for s in usable] if is_class else None,
     )
     return dataclasses.replace(drawn, test=listed.test, notes=listed.notes)
+
+
+def _listed(config: RunConfig, dataset: PreparedDataset, usable: list[str], dropped: dict[str, str]) -> Split:
+    """Samples whose part is known before any are drawn for validation: by id files, or drawn as test samples."""
+    data = config.data
+    # An id file may list samples that the table had and the prepared dataset has not.
+    unusable = dataset.manifest["dropped_samples"] | dropped
+    if data.train_ids is not None or data.test_ids is not None:
+        files = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
+        return split_from_files(files, usable, unusable)
+    if data.test_fraction == 0:
+        return Split(train=[], val=[])
+    drawn = _drawn_test(config, dataset)
+    left = set(usable)
+    test = [s for s in drawn if s in left]
+    if not test:
+        raise ValueError(
+            f"none of the {len(drawn)} samples drawn by --test-fraction {data.test_fraction:g} can be used, the first: "
+            f"{drawn[0]} ({unusable[drawn[0]]}); raise it, change --seed, or list samples by --test-ids"
+        )
+    return Split(train=[], val=[], test=test)
+
+
+def _drawn_test(config: RunConfig, dataset: PreparedDataset) -> list[str]:
+    """Test samples, drawn from all samples of the table: also from those that this stage drops and the other keeps."""
+    data = config.data
+    ids = [*dataset.sample_ids, *dataset.manifest["dropped_samples"]]
+    groups = None
+    if data.group_column is not None:
+        if data.metadata is None:
+            raise ValueError("--group-column needs --metadata")
+        # The prepared dataset has the metadata of the samples that it kept.
+        column = text_column(read_metadata(data.metadata)[0], data.group_column, source=data.metadata).dropna()
+        ids = [s for s in ids if s in column.index]
+        groups = column.loc[ids].tolist()
+    return draw_test(ids, test_fraction=data.test_fraction, seed=config.loop.seed, groups=groups)
 
 
 def _groups(config: RunConfig, dataset: PreparedDataset, sample_ids: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Predict the target of new samples with a trained stage 2 model."""
+"""Predict the target of samples with a trained stage 2 model, and report on it."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,27 @@ from aam.config import PredictConfig
 
 
 def run(config: PredictConfig) -> None:
-    """Predict and say where the predictions are."""
+    """Predict and say where the predictions are; score them where a report is asked for."""
     # Here and not above: it takes seconds, which --help should not.
-    from aam.distributed.checkpoints import find_best
-    from aam.predict import predict
+    from aam.distributed.checkpoints import find_best, run_record
+    from aam.predict import predict, write_predictions
+    from aam.report import Stage, make_report
+    from aam.training import checkpoint
 
-    print(predict(config, find_best(config.checkpoint)))
+    path, record = find_best(config.checkpoint), run_record(config.checkpoint)
+    if config.report is not None and record is None:
+        raise ValueError(f"{config.checkpoint}: no run.json there, which --report is made of; give the run folder")
+    found = predict(config, checkpoint.load(path), record)
+    print(write_predictions(found, config.output))
+    if config.report is None or record is None:
+        return
+    base, origin = record["pretrained"], None
+    if base is not None and (base_record := run_record(base)) is not None:
+        origin = Stage.read(Path(base), base_record)
+    text = make_report(config, found, Stage.read(path, record), origin)
+    config.report.parent.mkdir(parents=True, exist_ok=True)
+    config.report.write_text(text)
+    print(f"report: {config.report}\n\n{text}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,13 @@ def test_only_the_ray_edge_imports_ray():
     users = {p.relative_to(PACKAGE).parts[0] for p in PACKAGE.rglob("*.py") if "ray" in
              {name.split(".")[0] for name in imported(p)}}  # fmt: skip
     assert users == {"distributed"}
+
+
+def test_processes_that_train_do_not_import_what_only_the_driver_needs():
+    """Each process of a run would start a second later for it."""
+    code = "import sys, aam.distributed.trials, aam.distributed.worker; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert {"aam.plan", "aam.task", "ray.train.torch"} <= loaded
+    assert not loaded & {"matplotlib", "scipy.stats", "skbio", "sklearn"}

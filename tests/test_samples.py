@@ -1,8 +1,11 @@
 """Which samples a run uses: what is dropped and said, what is refused."""
 
+import json
+
 import biom
 import h5py
 import pytest
+import skbio
 from plans import change_metadata, pretrain, refusal, site, train, write_ids
 
 from aam.config import DEFAULT_RAREFY_DEPTH, RayConfig, TargetConfig
@@ -101,6 +104,63 @@ def test_an_id_file_may_list_samples_without_reads(synthetic_folder, tmp_path):
     plan = make_plan(pretrain(synthetic_folder, table=tmp_path / "table.biom", rarefy_depth=0, **files))
     assert plan.split.train == ids[1:20]
     assert f"--train-ids: 1 sample dropped: no reads ({ids[0]})" in plan.notes
+
+
+# Test samples that are drawn
+
+
+@pytest.mark.parametrize("group_column", ["subject", None])
+def test_both_stages_draw_the_same_test_samples_whatever_they_drop(synthetic_folder, tmp_path, group_column):
+    tree = skbio.TreeNode.read(str(synthetic_folder / "tree.nwk"))
+    table = biom.load_table(str(synthetic_folder / "table.biom"))
+    lonely = table.ids()[0]  # a sample whose ASVs the tree lacks: stage 1 drops it, stage 2 does not
+    lost = set(table.ids("observation")[table.data(lonely) > 0])
+    tree.shear([tip.name for tip in tree.tips() if tip.name not in lost]).write(str(tmp_path / "tree.nwk"))
+    data = {"test_fraction": 0.3, "rarefy_depth": 0, "group_column": group_column}
+    first = make_plan(pretrain(synthetic_folder, tree=tmp_path / "tree.nwk", max_missing_from_tree=1, **data))
+    second = make_plan(train(synthetic_folder, **data))
+    third = make_plan(train(synthetic_folder, target=site(), **data))
+    assert lonely in first.dataset.manifest["dropped_samples"]
+    assert set(second.targets) < set(third.targets), "no sample is without a target"
+    test = set(third.split.test)
+    assert len(test) == pytest.approx(12, abs=3)
+    assert set(first.split.test) == test - {lonely}
+    assert set(second.split.test) == test & set(second.targets)
+    for plan in (first, second, third):
+        assert not test & {*plan.split.train, *plan.split.val}
+        if group_column:
+            subject = third.dataset.metadata["subject"]
+            assert not set(subject[sorted(test)]) & set(subject[[*plan.split.train, *plan.split.val]])
+
+
+def test_a_base_that_saw_samples_held_back_is_said(synthetic_folder, tmp_path):
+    config = pretrain(synthetic_folder)
+    base = make_plan(config)
+    checkpoint = tmp_path / "base" / "ray" / "train" / "epoch_0001"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "base" / "run.json").write_text(json.dumps(base.describe(config)))
+    ids = [s for s in base.split.train if s in make_plan(train(synthetic_folder)).targets]
+    test = write_ids(tmp_path / "test.txt", [*ids[:3], *base.split.val[:1]])
+    plan = make_plan(train(synthetic_folder, test_ids=test), (checkpoint, base.spec))
+    assert any(note.startswith(f"3 of {len(plan.split.test)} test samples were in the training of the base")
+               for note in plan.notes)  # fmt: skip
+    drawn = {"test_fraction": 0.2}
+    config = pretrain(synthetic_folder, **drawn)
+    (tmp_path / "base" / "run.json").write_text(json.dumps(make_plan(config).describe(config)))
+    plan = make_plan(train(synthetic_folder, **drawn), (checkpoint, base.spec))
+    assert not any("test samples were in the training" in note for note in plan.notes)
+
+
+def test_test_samples_of_which_none_can_be_used(synthetic_folder, tmp_path):
+    drawn = make_plan(pretrain(synthetic_folder, test_fraction=0.2, rarefy_depth=0)).split.test
+
+    def blank(frame):
+        frame.loc[drawn, "gradient"] = "not provided"
+
+    path = change_metadata(synthetic_folder, tmp_path, blank)
+    message = refusal(train(synthetic_folder, metadata=path, test_fraction=0.2, rarefy_depth=0))
+    assert f"none of the {len(drawn)} samples drawn by --test-fraction 0.2 can be used" in message
+    assert "no value in column 'gradient'" in message
 
 
 # Targets that cannot be learned

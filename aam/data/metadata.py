@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import cast
 
 import pandas as pd
-from skbio.metadata import SampleMetadata
-from skbio.metadata.base import is_id_header
-from skbio.metadata.io import MetadataFileError
 
 from aam.data.files import SHOWN, Kind, decode, file_kind, some
 
@@ -166,8 +163,19 @@ def _check_rows(rows: list[list[str]], width: int, path: Path) -> list[str]:
     return comments
 
 
+def is_id_header(name: str) -> bool:
+    """Whether scikit-bio takes a first cell for the header of the sample ids."""
+    # Here and not above, as in `_parse`: it takes a second, which the processes that only train should not.
+    from skbio.metadata import base
+
+    return bool(base.is_id_header(name))
+
+
 def _parse(rows: list[list[str]], columns: list[str], path: Path) -> pd.DataFrame:
     """Let scikit-bio check and parse the rows, every column as text."""
+    from skbio.metadata import SampleMetadata
+    from skbio.metadata.io import MetadataFileError
+
     text = io.StringIO(newline="")
     csv.writer(text, dialect="excel-tab").writerows(rows)
     text.seek(0)

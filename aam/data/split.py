@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from skbio.metadata.base import is_id_header
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
 
 from aam.data.files import Kind, decode, file_kind, some
+from aam.data.metadata import is_id_header
 
 _EXPECTED = "a text file of sample ids, one a line"
 _GROUPED_DRAWS = 10
@@ -138,30 +137,81 @@ def draw_split(
     ValueError
         Where there are too few samples, groups or members of a class.
     """
-    order = np.argsort(np.asarray(usable))  # the order of the table must not matter
-    ids = np.asarray(usable)[order]
+    try:
+        train, val = _draw(usable, val_fraction, seed, groups, classes)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot draw a validation split (--val-fraction {val_fraction:g}) of {len(usable)} samples: "
+            f"{error}; change the fraction, or list the samples by --train-ids and --val-ids"
+        ) from None
+    return Split(train=train, val=val)
+
+
+def draw_test(
+    sample_ids: Sequence[str], *, test_fraction: float, seed: int, groups: Sequence[str] | None = None
+) -> list[str]:
+    """Draw test samples, whole groups where those are given.
+
+    What is drawn depends on the samples and the seed alone: not on their order, and on no target. Who draws from all
+    samples of a table gets the same in each stage, whatever that stage drops afterwards.
+
+    Parameters
+    ----------
+    sample_ids : sequence of str
+        Samples to draw from.
+    test_fraction : float
+        Share of them; by groups, as near as those allow.
+    seed : int
+        The same seed draws the same samples.
+    groups : sequence of str, optional
+        Group of each sample.
+
+    Raises
+    ------
+    ValueError
+        Where there are too few samples or groups.
+    """
+    try:
+        return _draw(sample_ids, test_fraction, seed, groups)[1]
+    except ValueError as error:
+        raise ValueError(
+            f"cannot draw test samples (--test-fraction {test_fraction:g}) of {len(sample_ids)} samples: {error}; "
+            "change the fraction, or list the samples by --test-ids"
+        ) from None
+
+
+def _draw(
+    sample_ids: Sequence[str],
+    share: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Samples that stay and those drawn, sorted."""
+    # Here and not above: it takes a second, which the processes that only train should not.
+    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
+
+    order = np.argsort(np.asarray(sample_ids))  # the order of the table must not matter
+    ids = np.asarray(sample_ids)[order]
     labels = None if classes is None else np.asarray(classes)[order]
     members = None if groups is None else np.asarray(groups)[order]
     if members is not None and len(set(members)) < 2:
         raise ValueError(f"--group-column has one group only ({members[0]}): nothing to hold out")
     if members is not None:
-        splitter = GroupShuffleSplit(n_splits=_GROUPED_DRAWS, test_size=val_fraction, random_state=seed)
+        splitter = GroupShuffleSplit(n_splits=_GROUPED_DRAWS, test_size=share, random_state=seed)
     elif labels is not None:
-        splitter = StratifiedShuffleSplit(n_splits=1, test_size=val_fraction, random_state=seed)
+        splitter = StratifiedShuffleSplit(n_splits=1, test_size=share, random_state=seed)
     else:
-        splitter = ShuffleSplit(n_splits=1, test_size=val_fraction, random_state=seed)
+        splitter = ShuffleSplit(n_splits=1, test_size=share, random_state=seed)
     _, codes = np.unique(np.zeros(len(ids)) if labels is None else labels, return_inverse=True)
-    wanted = val_fraction * np.bincount(codes)
+    wanted = share * np.bincount(codes)
 
     def unevenness(parts: tuple[np.ndarray, np.ndarray]) -> float:
         return np.abs(np.bincount(codes[parts[1]], minlength=len(wanted)) - wanted).sum()
 
     try:
         # Groups differ in size and in what they hold: a single draw may be far from the share asked for.
-        train, val = min(splitter.split(ids, labels, members), key=unevenness)
+        stay, drawn = min(splitter.split(ids, labels, members), key=unevenness)
     except ValueError as error:
-        raise ValueError(
-            f"cannot draw a validation split (--val-fraction {val_fraction:g}) of {len(ids)} samples: "
-            f"{str(error).rstrip('.')}; change the fraction, or list the samples by --train-ids and --val-ids"
-        ) from None
-    return Split(train=ids[np.sort(train)].tolist(), val=ids[np.sort(val)].tolist())
+        raise ValueError(str(error).rstrip(".")) from None
+    return ids[np.sort(stay)].tolist(), ids[np.sort(drawn)].tolist()

@@ -7,11 +7,18 @@ import logging
 import os
 import socket
 import sys
+from contextlib import suppress
+from typing import Any
+from functools import partial
 
 import ray
-from ray import train
+from ray import PlacementGroupID, train
+from ray._private import parameter
 from ray._private.services import find_gcs_addresses
 from ray._private.utils import read_ray_address
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.state import list_jobs, list_placement_groups
+from ray.util.state.exception import RayStateApiException
 
 from aam.config import RayConfig
 
@@ -57,6 +64,7 @@ def connect(config: RayConfig) -> None:
         several = len(find_gcs_addresses()) > 1 and "://" not in address and address != "auto"
         environment = {"env_vars": {"RAY_ADDRESS": address}} if several else None
         ray.init(address=address, runtime_env=environment, log_to_driver=True, logging_level=logging.WARNING)
+        free_leftovers()
     print(f"ray: {'started here' if address is None else f'cluster at {address}'}, {_size()}", flush=True)
 
 
@@ -70,16 +78,36 @@ def start_local(num_cpus: int | None = None, *, log_to_driver: bool = True) -> s
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     before = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_GCS_SERVER_PORT")}
+    # ray.init() has no argument for this port, which is fixed: the second Ray on a machine could take no jobs.
+    params = parameter.RayParams
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=None)  # pyright: ignore[reportAttributeAccessIssue]
     os.environ.update({"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_GCS_SERVER_PORT": str(port)})
     try:
         ray.init(address="local", num_cpus=num_cpus, log_to_driver=log_to_driver, logging_level=logging.WARNING)
     finally:
+        parameter.RayParams = params
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
     return f"127.0.0.1:{port}"
+
+
+def free_leftovers() -> None:
+    """Free what drivers that were killed have left behind in the cluster.
+
+    The controller of a training can outlive its driver by a moment, in which it asks for new workers in the place of
+    those that were killed with the driver. Nobody frees these resources then.
+    """
+    with suppress(RayStateApiException):  # a Ray without its dashboard cannot tell
+        jobs: list[Any] = list_jobs(limit=10_000)
+        groups: list[Any] = list_placement_groups(limit=10_000)
+        ended = {job.job_id for job in jobs if job.status in ("SUCCEEDED", "FAILED", "STOPPED")}
+        for group in groups:
+            if group.creator_job_id in ended and group.state != "REMOVED" and not group.is_detached:
+                print(f"ray: freed {group.placement_group_id[:8]}, left behind by a job that was killed", flush=True)
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
 
 
 def answers(address: str) -> bool:

@@ -102,7 +102,7 @@ def history(home: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in read_text(log).splitlines()] if exists(log) else []
 
 
-def is_finished(plan: RunPlan, rows: list[dict[str, float]]) -> bool:
+def is_finished(plan: RunPlan | RunConfig, rows: list[dict[str, float]]) -> bool:
     """Whether a run has come to the end of its epochs or of its patience."""
     if not rows:
         return False

@@ -22,8 +22,6 @@ from aam.data.prepare import default_cache
 from aam.distributed.checkpoints import SCORE
 from aam.distributed.storage import Uploader, exists, fetch, fetch_to, join, name_of, upload
 from aam.plan import RunPlan
-from aam.task import build_task
-from aam.training.loop import fit
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -35,6 +33,10 @@ def train_worker(config: dict[str, Any]) -> None:
         `plan`: the RunPlan; `home`: location of the run; `storage_path`: where `share` put dataset and base, if it
         did.
     """
+    # Here and not above: seconds to import, which the processes that start the workers can do without.
+    from aam.task import build_task
+    from aam.training.loop import fit
+
     plan, home = at_hand(config["plan"], config["home"], config["storage_path"]), config["home"]
     # Ray prints every report in full, by a logger that its own logging settings do not reach.
     logging.getLogger(context.__file__).setLevel(logging.WARNING)

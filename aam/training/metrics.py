@@ -1,4 +1,7 @@
-"""Metrics of an epoch, computed by scikit-learn and scipy on the predictions of all workers."""
+"""Metrics of an epoch, computed by scikit-learn and scipy on the predictions of all workers.
+
+Those two take a second to import, which processes that compute no metrics should not: the functions do it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
-from sklearn import metrics as sk
 
 from aam.batch import Batch
 from aam.training.collectives import all_reduce_sum, gather_array, world_size
@@ -165,6 +166,9 @@ def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, fl
     truth, predicted : ndarray [n]
         In the same units.
     """
+    from scipy.stats import spearmanr
+    from sklearn import metrics as sk
+
     truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     if len(truth) == 0:
         return {}
@@ -188,6 +192,8 @@ def classification_metrics(truth: np.ndarray, probabilities: np.ndarray) -> dict
         Class codes.
     probabilities : ndarray [n, classes]
     """
+    from sklearn import metrics as sk
+
     if len(truth) == 0:
         return {}
     predicted = probabilities.argmax(axis=1)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aam.data.split import describe_dropped, draw_split, read_ids, split_from_files
+from aam.data.split import describe_dropped, draw_split, draw_test, read_ids, split_from_files
 
 USABLE = [f"{i:03d}.10" for i in range(20)]
 DROPPED = {"900.10": "fewer reads than --rarefy-depth 10", "901.10": "no reads"}
@@ -219,3 +219,26 @@ def test_what_cannot_be_split_says_so():
     classes = ["a", "a", "a", "b"]
     message = refusal(draw_split, list("wxyz"), val_fraction=0.5, seed=0, classes=classes)
     assert "'b'" in message or "1 member" in message
+
+
+def test_test_samples_depend_on_the_samples_and_the_seed_alone():
+    rng = np.random.default_rng(3)
+    ids = [f"s{i}" for i in range(80)]
+    groups = [f"g{g}" for g in rng.integers(20, size=80)]
+    first = draw_test(ids, test_fraction=0.25, seed=4, groups=groups)
+    order = rng.permutation(80)
+    shuffled = [ids[i] for i in order], [groups[i] for i in order]
+    assert draw_test(shuffled[0], test_fraction=0.25, seed=4, groups=shuffled[1]) == first
+    assert draw_test(ids, test_fraction=0.25, seed=5, groups=groups) != first
+    of = dict(zip(ids, groups, strict=True))
+    drawn = {of[s] for s in first}
+    assert first == sorted(s for s in ids if of[s] in drawn), "a group is torn apart"
+    assert len(first) == pytest.approx(20, abs=4)
+    assert len(draw_test(ids, test_fraction=0.25, seed=4)) == 20
+
+
+def test_test_samples_that_cannot_be_drawn():
+    message = refusal(draw_test, ["a"], test_fraction=0.2, seed=0)
+    assert "--test-fraction 0.2" in message
+    assert "--test-ids" in message
+    assert "one group only (g)" in refusal(draw_test, ["a", "b"], test_fraction=0.5, seed=0, groups=["g", "g"])

@@ -14,9 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from ray.util.state import list_actors
-from runs import CPU, STILL, pretrain_config, train_config
-from test_run import history
+from ray_tools import nodes_of_workers, train_workers, wait_for
+from runs import CPU, STILL, history, pretrain_config, train_config
 
 from aam.config import RayConfig
 from aam.distributed import cluster
@@ -26,6 +25,7 @@ from aam.task import build_task
 from aam.training.loop import fit
 
 pytestmark = pytest.mark.slow
+EPOCHS = 60
 
 
 class Node:
@@ -59,19 +59,6 @@ def alive() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
-
-
-def nodes_of_workers() -> list[str]:
-    """Node of each training worker that runs."""
-    actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-    return [actor.node_id for actor in actors]
-
-
 def epochs_logged(folder: Path) -> int:
     log = folder / "metrics.jsonl"
     return len(log.read_text().splitlines()) if log.exists() else 0
@@ -97,12 +84,14 @@ def node(ray_cluster):
 @pytest.fixture(scope="module")
 def reference(synthetic_folder, tmp_path_factory):
     """Losses of the same training in one process, without Ray."""
-    plan = make_plan(pretrain_config(synthetic_folder, tmp_path_factory.mktemp("reference"), model=STILL, epochs=30))
+    plan = make_plan(
+        pretrain_config(synthetic_folder, tmp_path_factory.mktemp("reference"), model=STILL, epochs=EPOCHS)
+    )
     return losses(fit(build_task(plan, CPU)).history)
 
 
 def config(folder, output_dir, workers):
-    made = pretrain_config(folder, output_dir, model=STILL, epochs=30)
+    made = pretrain_config(folder, output_dir, model=STILL, epochs=EPOCHS)
     return dataclasses.replace(made, ray=RayConfig(num_workers=workers, cpus_per_worker=2))
 
 
@@ -113,7 +102,10 @@ def test_an_elastic_run_grows_when_a_node_comes(node, synthetic_folder, tmp_path
     def grow() -> None:
         wait_for(lambda: epochs_logged(tmp_path / "run") >= 3)
         seen.append(nodes_of_workers())
+        [worker] = train_workers()
+        worker.suspend()  # a node takes its time to come up
         node.start()
+        worker.resume()
         wait_for(lambda: len(nodes_of_workers()) == 2)
         seen.append(nodes_of_workers())
 
@@ -123,7 +115,7 @@ def test_an_elastic_run_grows_when_a_node_comes(node, synthetic_folder, tmp_path
     assert [len(workers) for workers in seen] == [1, 2]
     assert len(set(seen[1])) == 2, "both workers on one node"
     rows = history(tmp_path / "run")
-    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
     assert losses(rows) == pytest.approx(reference, rel=1e-4)
 
 
@@ -137,7 +129,7 @@ def test_a_run_waits_for_a_lost_node_and_goes_on(node, synthetic_folder, tmp_pat
         seen.extend(nodes_of_workers())
         node.kill()
         before = epochs_logged(tmp_path / "stage1")
-        assert before < 30
+        assert before < EPOCHS
         time.sleep(5)
         assert epochs_logged(tmp_path / "stage1") <= before + 1, "the run went on with half of its workers"
         node.start()
@@ -147,7 +139,7 @@ def test_a_run_waits_for_a_lost_node_and_goes_on(node, synthetic_folder, tmp_pat
     losing.join(timeout=10)
     assert len(set(seen)) == 2, "both workers on one node"
     rows = history(tmp_path / "stage1")
-    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
     assert losses(rows) == pytest.approx(reference, rel=1e-4)
     # Stage 2 from the best checkpoint, again on both nodes.
     stage_2 = train_config(synthetic_folder, tmp_path / "stage2", pretrained=stage_1.best, freeze_base=True)

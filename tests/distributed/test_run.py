@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
 import threading
 import time
 
-import psutil
 import pytest
 import ray
+from ray_tools import train_workers
 from runs import STILL, fit_here, history, pretrain_config
 
 from aam.config import RayConfig
@@ -33,19 +30,11 @@ def kill_a_worker_after(folder, epochs: int) -> threading.Thread:
         log = folder / "metrics.jsonl"
         while not log.exists() or len(log.read_text().splitlines()) < epochs:
             time.sleep(0.05)
-        # Ray names its processes; of those below this one, only this run's are running an actor of Train.
-        victims = [p for p in psutil.Process().children(recursive=True) if _is_train_worker(p)]
-        os.kill(victims[-1].pid, signal.SIGKILL)
+        train_workers()[-1].kill()
 
     thread = threading.Thread(target=wait_and_kill, daemon=True)
     thread.start()
     return thread
-
-
-def _is_train_worker(process) -> bool:
-    with contextlib.suppress(psutil.Error):  # gone meanwhile
-        return "RayTrainWorker" in " ".join(process.cmdline())
-    return False
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from pyarrow import fs
-from test_run import history
+from runs import history
 
 from aam.distributed.checkpoints import find_best, run_record
 from aam.distributed.storage import (

@@ -13,6 +13,10 @@ import biom
 import pandas as pd
 import pytest
 from conftest import ROOT
+from runs import fit_here, history
+
+from aam.cli import parse
+from aam.config import TrainConfig
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
 QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200"]
@@ -59,19 +63,40 @@ def test_stage_1_leaves_a_whole_run_folder(stage_1):
     assert not train & val, "a subject is on both sides"
 
 
-@pytest.mark.parametrize("freeze", ["--freeze-base", "--no-freeze-base"])
-@pytest.mark.parametrize("kind", ["regression", "classification"])
-def test_stage_2_and_prediction(run_job, stage_1, synthetic_folder, tmp_path, kind, freeze):
-    target = ["--target", "gradient"] if kind == "regression" else ["--target", "site", "--classifier"]
-    more = ["--num-workers", "2", "--cpus-per-worker", "1", "--max-failures", "1", "--use-expandable-segments"]
-    workers = more if freeze == "--no-freeze-base" else []
-    done = run_job(
-        "train.py", *sources(synthetic_folder), *target, "--pretrained", stage_1, freeze,
-        "--attention-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3", *workers,
-        "--output-dir", tmp_path / "run",
-    )  # fmt: skip
+REGRESSION, CLASSIFICATION = ["--target", "gradient"], ["--target", "site", "--classifier"]
+FROZEN, TUNED = "--freeze-base", "--no-freeze-base"
+TWO_WORKERS = ["--num-workers", "2", "--cpus-per-worker", "1", "--max-failures", "1", "--use-expandable-segments"]
+
+
+def stage_2(folder, stage_1, output_dir, *more):
+    settings = ["--attention-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3"]
+    return [*sources(folder), "--pretrained", stage_1, *settings, "--output-dir", output_dir, *more]
+
+
+@pytest.mark.parametrize(
+    "flags", [[*REGRESSION, FROZEN], [*CLASSIFICATION, TUNED, *TWO_WORKERS]], ids=["regression", "classification"]
+)
+def test_stage_2_and_prediction(run_job, run_here, stage_1, synthetic_folder, tmp_path, flags):
+    done = run_job("train.py", *stage_2(synthetic_folder, stage_1, tmp_path / "run", *flags))
     assert done.returncode == 0, done.stderr
     assert "stage 2: best epoch" in done.stdout
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    assert bool(notes) == ("gradient" in flags), "some samples have no value there"
+    for note in notes:
+        assert f"note: {note}" in done.stdout
+    check_predictions(run_here, synthetic_folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags", [[*REGRESSION, TUNED], [*CLASSIFICATION, FROZEN]], ids=["regression", "classification"]
+)
+def test_stage_2_without_ray_and_prediction(run_here, stage_1, synthetic_folder, tmp_path, flags):
+    fit_here(parse(TrainConfig, [*map(str, stage_2(synthetic_folder, stage_1, tmp_path / "run", *flags))]))
+    check_predictions(run_here, synthetic_folder, tmp_path)
+
+
+def check_predictions(run_here, synthetic_folder, tmp_path):
+    """Predictions of the validation samples are those of the training, through files, and in the target's units."""
     # A table of the validation samples alone, in another order, without the ASVs that they lack.
     validation = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={0: str}).set_index(
         "SampleID"
@@ -81,7 +106,7 @@ def test_stage_2_and_prediction(run_job, stage_1, synthetic_folder, tmp_path, ki
     new.remove_empty(axis="observation")
     with biom.util.biom_open(str(tmp_path / "new.biom"), "w") as file:
         new.to_hdf5(file, "tests")
-    done = run_job(
+    done = run_here(
         "predict.py", "--checkpoint", tmp_path / "run", "--table", tmp_path / "new.biom",
         "--output", tmp_path / "predictions.tsv",
     )  # fmt: skip
@@ -90,7 +115,7 @@ def test_stage_2_and_prediction(run_job, stage_1, synthetic_folder, tmp_path, ki
     assert list(predictions.columns) == ["prediction"]
     assert set(predictions.index) == set(validation.index)
     expected = validation.loc[predictions.index]
-    if kind == "regression":
+    if "gut" not in validation.columns:
         difference = (predictions["prediction"] - expected["prediction"]).abs().max()
         assert difference < 1e-5 * expected["prediction"].abs().max()
         assert expected["true"].between(-50, 150).all(), "not in the target's own units"
@@ -103,19 +128,15 @@ def test_stage_2_and_prediction(run_job, stage_1, synthetic_folder, tmp_path, ki
     assert (probabilities.idxmax(axis=1) == predictions["prediction"]).all()
 
 
-def history(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("throughput")} for row in rows]
-
-
-def test_a_run_whose_driver_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
-    """The same command and --resume finish it, as if nothing had happened."""
+def test_a_run_whose_driver_was_killed_goes_on(ray_cluster, run_here, synthetic_folder, tmp_path):
+    """The same command and --resume finish it, as if nothing had happened, and as if there were no Ray."""
 
     def command(name, *more):
         settings = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK, "--epochs", "20"]
-        return [*settings, "--output-dir", tmp_path / name, *more]
+        one_thread = ["--cpus-per-worker", "1"]  # as many as the tests have: sums come out the same to the bit
+        return [*settings, *one_thread, "--output-dir", tmp_path / name, *more]
 
-    assert run_job("train.py", *command("straight")).returncode == 0
+    fit_here(parse(TrainConfig, [*map(str, command("straight"))]))
     log = tmp_path / "killed" / "metrics.jsonl"
 
     def stop_after(epochs, sign, *more):
@@ -131,25 +152,24 @@ def test_a_run_whose_driver_was_killed_goes_on(run_job, synthetic_folder, tmp_pa
 
     stop_after(3, signal.SIGKILL)
 
-    again = run_job("train.py", *command("killed"))
+    again = run_here("train.py", *command("killed"))
     assert again.returncode == 1
     assert "--resume" in again.stderr
-    other = run_job("train.py", *command("killed", "--resume", "--lr", "0.5"))
+    other = run_here("train.py", *command("killed", "--resume", "--lr", "0.5"))
     assert other.returncode == 1
     assert "--lr" in other.stderr
     said = stop_after(7, signal.SIGINT, "--resume")
     assert "of 20; go on with the same command and --resume" in said
-    finished = run_job("train.py", *command("killed", "--resume"))
+    finished = run_here("train.py", *command("killed", "--resume"))
     assert finished.returncode == 0, finished.stderr
     assert history(tmp_path / "killed") == history(tmp_path / "straight")
 
 
-def test_predict_lists_what_it_could_not_predict(run_job, synthetic_folder, tmp_path):
-    done = run_job("train.py", *sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK[:-2],
-                   "--rarefy-depth", "3000", "--output-dir", tmp_path / "run")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "3000" in done.stdout
-    done = run_job("predict.py", "--checkpoint", tmp_path / "run" / "best", "--table",
+def test_predict_lists_what_it_could_not_predict(run_here, synthetic_folder, tmp_path):
+    flags = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK[:-2], "--rarefy-depth", "3000"]
+    plan = fit_here(parse(TrainConfig, [*map(str, flags), "--output-dir", str(tmp_path / "run")]))
+    assert any("3000" in note for note in plan.notes)
+    done = run_here("predict.py", "--checkpoint", tmp_path / "run" / "best", "--table",
                    synthetic_folder / "table.biom", "--output", tmp_path / "p.tsv")  # fmt: skip
     assert done.returncode == 0, done.stderr
     skipped = pd.read_csv(tmp_path / "p.skipped.tsv", sep="\t", dtype=str)
@@ -172,7 +192,7 @@ def rewrite_ids(path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-def test_user_faults_are_one_line_without_a_traceback(run_job, broken, tmp_path):
+def test_user_faults_are_one_line_without_a_traceback(run_job, run_here, broken, tmp_path):
     """Every fault names its culprit and the way out; the exit code is 1. One data set, broken in turn."""
     table = biom.load_table(str(broken / "table.biom"))
     first_asv = str(table.ids(axis="observation")[0])
@@ -208,6 +228,7 @@ def test_user_faults_are_one_line_without_a_traceback(run_job, broken, tmp_path)
         ("pretrain.py", {"--table": write("empty.biom", nothing), **tree}, ["empty.biom"]),
         ("predict.py", {"--checkpoint": broken, "--output": tmp_path / "p.tsv"}, ["neither a checkpoint"]),
     ]  # fmt: skip
+    started = set()
     for script, changed, words in cases:
         flags = {**good, **changed}
         if script != "train.py":
@@ -215,7 +236,10 @@ def test_user_faults_are_one_line_without_a_traceback(run_job, broken, tmp_path)
             flags.pop("--metadata")
         if script != "predict.py":
             flags["--output-dir"] = tmp_path / "run"
-        done = run_job(script, *[part for pair in flags.items() for part in pair])
+        # The first of each script as a user starts it.
+        run = run_here if script in started else run_job
+        started.add(script)
+        done = run(script, *[part for pair in flags.items() for part in pair])
         case = f"{script} {changed}: {done.stderr}"
         assert done.returncode == 1, case
         assert "Traceback" not in done.stderr, case
@@ -225,7 +249,7 @@ def test_user_faults_are_one_line_without_a_traceback(run_job, broken, tmp_path)
             assert word in errors[0], case
 
 
-def test_flags_that_do_not_go_together_are_explained_by_the_parser(run_job, synthetic_folder, tmp_path):
+def test_flags_that_do_not_go_together_are_explained_by_the_parser(run_here, synthetic_folder, tmp_path):
     table = ["--table", synthetic_folder / "table.biom", "--output-dir", tmp_path / "run"]
     cases = [
         ("pretrain.py", table, "--tree is needed for the UniFrac loss"),
@@ -235,7 +259,7 @@ def test_flags_that_do_not_go_together_are_explained_by_the_parser(run_job, synt
         ("train.py", [*table[2:], "--embeding-dim", "4"], "--embedding-dim"),
     ]
     for script, arguments, words in cases:
-        done = run_job(script, *arguments)
+        done = run_here(script, *arguments)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         assert words in " ".join(done.stderr.replace("│", " ").split())

@@ -11,11 +11,16 @@ import sys
 
 from conftest import ROOT
 
+from aam.cli import parse
+from aam.config import PipelineConfig
+from aam.distributed.pipeline import plan_stages
+
 QUICK = {
     "jobs/pretrain.py": "--embedding-dim 16 --attention-heads 2 --attention-layers 1 --epochs 1 --rarefy-depth 200",
     "jobs/train.py": "--attention-layers 1 --epochs 1",
     "jobs/predict.py": "",
 }
+PIPELINE = "jobs/pipeline.py"
 
 
 def test_commands_for_your_own_data(ray_cluster, synthetic_folder, tmp_path):
@@ -53,13 +58,21 @@ def test_commands_for_your_own_data(ray_cluster, synthetic_folder, tmp_path):
 def test_flags_in_the_readme_exist():
     readme = (ROOT / "README.md").read_text()
     known = set()
-    for script in QUICK:
+    for script in [*QUICK, PIPELINE]:
         done = subprocess.run(
             [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True
         )
         known |= set(re.findall(r"--[a-z][a-z0-9-]+", done.stdout))
     used = set(re.findall(r"--[a-z][a-z0-9-]+", readme)) - {"--logdir", "--head"}
     assert used <= known, used - known
+
+
+def test_the_command_of_the_pipeline_is_understood():
+    """tests/distributed/test_pipeline.py runs one."""
+    readme = (ROOT / "README.md").read_text()
+    [command] = re.findall(rf"^python {PIPELINE} (.*)$", readme, re.MULTILINE)
+    names = [stage.name for stage in plan_stages(parse(PipelineConfig, shlex.split(command)))]
+    assert names == ["stage 1", "stage 2", "report"]
 
 
 def test_targets_of_the_makefile_that_the_readme_names():

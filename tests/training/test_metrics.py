@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from runs import spawn
 from scipy.special import softmax
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
@@ -155,8 +154,8 @@ def losses_of_two_workers(folder: Path) -> None:
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(record.losses()))
 
 
-def test_workers_agree_on_the_losses_where_one_was_not_finite(tmp_path):
-    spawn(losses_of_two_workers, 2, tmp_path)
+def test_workers_agree_on_the_losses_where_one_was_not_finite(two_workers, tmp_path):
+    two_workers(losses_of_two_workers, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first["base_loss"] == pytest.approx((4 + 5 + 4) / (8 + 4))  # half of the second step's items

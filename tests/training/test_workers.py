@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import CPU, STILL, pretrain_config, spawn, train_config
+from runs import CPU, STILL, pretrain_config, train_config
 from torch.nn.parallel import DistributedDataParallel
 
 from aam.config import TargetConfig
@@ -43,10 +43,10 @@ def configs(folder, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "train"])
-def test_gradients_of_two_processes_are_those_of_one(synthetic_folder, tmp_path, stage):
+def test_gradients_of_two_processes_are_those_of_one(two_workers, synthetic_folder, tmp_path, stage):
     config = configs(synthetic_folder, tmp_path)[stage]
     gradients_of_share(config, tmp_path / "one.pt")
-    spawn(gradients_of_share, 2, config, tmp_path / "two.pt")
+    two_workers(gradients_of_share, config, tmp_path / "two.pt")
     one, two = (torch.load(tmp_path / name) for name in ("one.pt", "two.pt"))
     assert one.keys() == two.keys()
     assert any(grad.abs().max() > 1e-3 for grad in one.values())
@@ -72,20 +72,20 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "train"])
-def test_losses_and_metrics_of_two_workers_are_those_of_one(synthetic_folder, tmp_path, stage):
+def test_losses_and_metrics_of_two_workers_are_those_of_one(two_workers, synthetic_folder, tmp_path, stage):
     config = configs(synthetic_folder, tmp_path)[stage]
     run(config, tmp_path / "one")
-    spawn(run, 2, config, tmp_path / "two")
+    two_workers(run, config, tmp_path / "two")
     for one, two in zip(read_history(tmp_path / "one"), read_history(tmp_path / "two"), strict=True):
         assert one.keys() == two.keys()
         for tag in one.keys() - {"throughput(samples/s)"}:
             assert two[tag] == pytest.approx(one[tag], rel=2e-4, abs=2e-5), tag
 
 
-def test_validation_predictions_of_two_workers_bear_the_right_ids(synthetic_folder, tmp_path):
+def test_validation_predictions_of_two_workers_bear_the_right_ids(two_workers, synthetic_folder, tmp_path):
     config = configs(synthetic_folder, tmp_path)["train"]
     run(config, tmp_path / "one")
-    spawn(run, 2, config, tmp_path / "two")
+    two_workers(run, config, tmp_path / "two")
     tables = []
     for name in ("one", "two"):
         lines = (tmp_path / name / "validation_predictions.tsv").read_text().splitlines()[1:]
@@ -95,12 +95,12 @@ def test_validation_predictions_of_two_workers_bear_the_right_ids(synthetic_fold
         assert tables[1][sample] == pytest.approx(values, abs=1e-2)
 
 
-def test_two_workers_resume_bit_for_bit(synthetic_folder, tmp_path):
+def test_two_workers_resume_bit_for_bit(two_workers, synthetic_folder, tmp_path):
     # With dropout: each worker needs its own random state back.
     config = pretrain_config(synthetic_folder, tmp_path, epochs=4)
-    spawn(run, 2, config, tmp_path / "straight")
-    spawn(run, 2, config, tmp_path / "resumed", 2)
-    spawn(run, 2, config, tmp_path / "resumed", None, tmp_path / "resumed" / "epoch_2")
+    two_workers(run, config, tmp_path / "straight")
+    two_workers(run, config, tmp_path / "resumed", 2)
+    two_workers(run, config, tmp_path / "resumed", None, tmp_path / "resumed" / "epoch_2")
     one, two = (checkpoint.load(tmp_path / name / "epoch_4").model for name in ("straight", "resumed"))
     for (name, weight), (_, other) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
         assert torch.equal(weight, other), name

@@ -1,0 +1,46 @@
+"""What tests look at, and do to, on a Ray that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import psutil
+import ray
+from ray.util.placement_group import placement_group_table
+from ray.util.state import list_actors
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def train_workers() -> list[psutil.Process]:
+    """Processes that train, of the Ray that the tests started. Ray names its processes by what they run."""
+    return [process for process in psutil.Process().children(recursive=True) if _trains(process)]
+
+
+def _trains(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # gone meanwhile
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    return False
+
+
+def nodes_of_workers() -> list[str]:
+    """Node of each training worker that runs."""
+    actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    return [actor.node_id for actor in actors]
+
+
+def wait_until_freed() -> None:
+    """All CPUs are there again, and no placement group holds any."""
+
+    def freed() -> bool:
+        states = {group["state"] for group in placement_group_table().values()}
+        return states <= {"REMOVED"} and ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+
+    wait_for(freed)
