@@ -1,6 +1,8 @@
 # Two commands matter: `make demo` trains on the built-in data, `make test` runs the tests. Both set up .venv.
 PYTHON ?= python3.11
 BIN := .venv/bin
+DEMO := --embedding-dim 64 --attention-layers 2 --batch-size 16 --lr 1e-3 --freeze-base \
+	--pretrain-flags "--epochs 12" --train-flags "--epochs 30 --attention-layers 1"
 .PHONY: install demo test lint clean
 
 install: .venv/.installed
@@ -12,7 +14,10 @@ install: .venv/.installed
 	touch $@
 
 demo: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python jobs/demo.py
+	rm -rf demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python jobs/pipeline.py --output-dir demo $(DEMO)
+	@echo "That was SYNTHETIC data. The curves:   .venv/bin/tensorboard --logdir demo"
+	@echo "Your own data next:                    .venv/bin/python jobs/pipeline.py --help"
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest

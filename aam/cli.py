@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from aam.config import Location, is_uri
+from aam.config import Location, in_copied_folder, is_uri
 
 C = TypeVar("C")
 
@@ -109,4 +109,10 @@ def _absolute(config: Any) -> Any:
 
 
 def _absolute_path(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
+    path = path.expanduser()
+    if not path.is_absolute() and in_copied_folder() and not path.exists():
+        raise ValueError(
+            f"{path}: this job runs in a copy of the folder that it was submitted with; give an absolute path "
+            f'("$PWD/{path}", say)'
+        )
+    return Path(os.path.abspath(path))

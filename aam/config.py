@@ -25,8 +25,14 @@ def is_uri(location: str | Path) -> bool:
     return "://" in str(location)
 
 
+def in_copied_folder() -> bool:
+    """Whether this is a job that runs in Ray's copy of the folder it was submitted with, which goes with it."""
+    return "working_dir_files" in Path.cwd().parts
+
+
 def _new_folder(stage: str) -> Path:
-    return Path("runs") / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}"
+    parent = Path.home() / "runs" if in_copied_folder() else Path("runs")
+    return parent / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _require(condition: bool, message: str) -> None:

@@ -24,8 +24,6 @@ from aam.training.checkpoint import ModelSpec
 from aam.training.losses import LossWeights
 from aam.training.trackers import check_trackers
 
-RECORD = "run.json"
-
 FREE_ON_RESUME = (
     "resume",
     "resume_or_start",
@@ -75,7 +73,11 @@ class RunPlan:
         }
 
 
-def make_plan(config: RunConfig, pretrained: tuple[Path, ModelSpec] | None = None) -> RunPlan:
+def make_plan(
+    config: RunConfig,
+    pretrained: tuple[Path, ModelSpec] | None = None,
+    base_record: dict[str, Any] | None = None,
+) -> RunPlan:
     """Plan a run.
 
     Parameters
@@ -84,6 +86,8 @@ def make_plan(config: RunConfig, pretrained: tuple[Path, ModelSpec] | None = Non
         Settings.
     pretrained : tuple of Path and ModelSpec, optional
         The checkpoint that `--pretrained` names.
+    base_record : dict, optional
+        `run.json` of the run that it is of.
 
     Raises
     ------
@@ -98,7 +102,7 @@ def make_plan(config: RunConfig, pretrained: tuple[Path, ModelSpec] | None = Non
     dataset = prepare(config.data, max_bp=sizes.max_bp, use_tree=use_tree)
     split, targets, notes = choose_samples(config, dataset, contract.rarefy_depth)
     if pretrained is not None:
-        notes += _seen_by_base(read_record(pretrained[0]), split)
+        notes += _seen_by_base(base_record, split)
     _check_sizes(split, config, use_tree)
     if asked.data.tree is not None and not use_tree:
         notes.append("the tree is not used: --base-weight is 0")
@@ -122,13 +126,6 @@ def make_plan(config: RunConfig, pretrained: tuple[Path, ModelSpec] | None = Non
         pretrained=None if pretrained is None else pretrained[0],
         notes=tuple(notes),
     )
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """`run.json` of a run folder, or of the one that a checkpoint lies in; None where there is none."""
-    folders = [path, *path.resolve().parents[:3]]  # a checkpoint lies in RUN/ray/train/, or in RUN
-    found = next((folder / RECORD for folder in folders if (folder / RECORD).is_file()), None)
-    return None if found is None else json.loads(found.read_text())
 
 
 def _seen_by_base(record: dict[str, Any] | None, split: Split) -> list[str]:

@@ -24,9 +24,10 @@ def run(config: PredictConfig) -> None:
     print(write_predictions(found, config.output))
     if config.report is None or record is None:
         return
-    base, origin = record["pretrained"], None
+    origin, base = None, record["config"]["pretrained"]
     if base is not None and (base_record := run_record(base)) is not None:
-        origin = Stage.read(Path(base), base_record)
+        used = Path(record["pretrained"])
+        origin = Stage.read(used if used.exists() else find_best(base), base_record)
     text = make_report(config, found, Stage.read(path, record), origin)
     config.report.parent.mkdir(parents=True, exist_ok=True)
     config.report.write_text(text)

@@ -56,6 +56,8 @@ def ray_cluster():
     os.environ.update(RAY_ENVIRONMENT)
     # A lost node is noticed after seconds rather than a minute.
     os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"})
+    # The `python` of a submitted job is the one on the path where Ray was started.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["RAY_ADDRESS"] = start_local(num_cpus=2, log_to_driver=False)
     yield ray.get_runtime_context()
     os.environ.pop("RAY_ADDRESS")

@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from typing import Any
 from functools import partial
+from typing import Any
 
 import ray
 from ray import PlacementGroupID, train

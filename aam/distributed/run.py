@@ -15,6 +15,7 @@ from aam.distributed.checkpoints import (
     has_checkpoints,
     home_of,
     place_checkpoints,
+    run_record,
 )
 from aam.distributed.storage import check_writable, exists, join, read_json, read_text, write_text
 from aam.plan import RunPlan, check_resumable, make_plan
@@ -137,11 +138,12 @@ def prepare_run(config: RunConfig, home: str) -> RunPlan:
 
 def plan_run(config: RunConfig) -> RunPlan:
     """Make the plan of a run."""
-    pretrained = None
+    pretrained, base_record = None, None
     if isinstance(config, TrainConfig) and config.pretrained is not None:
         path = find_best(config.pretrained)
         pretrained = (path, checkpoint.load(path).spec)
-    return make_plan(config, pretrained)
+        base_record = run_record(config.pretrained)
+    return make_plan(config, pretrained, base_record)
 
 
 def say(plan: RunPlan) -> None:

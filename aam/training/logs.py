@@ -32,9 +32,7 @@ class RunLog:
         Where the metrics go as well.
     """
 
-    def __init__(
-        self, folder: Path | None, history: list[dict[str, float]], trackers: Sequence[Tracker] = ()
-    ) -> None:
+    def __init__(self, folder: Path | None, history: list[dict[str, float]], trackers: Sequence[Tracker] = ()) -> None:
         self.folder, self.writer, self.trackers = folder, None, trackers
         if folder is None:
             return
@@ -151,13 +149,14 @@ class ProgressBar:
 
     def __init__(self, epoch: int, epochs: int, steps: int, *, shown: bool, file: TextIO | None = None) -> None:
         stream = file or sys.stderr
-        # In a log each refresh is a line: a few of them are enough.
+        # In a log each refresh is a line: a few of them are enough, and none for an epoch that is over by then.
         interval = 0.1 if stream.isatty() else 20.0
         self.bar = tqdm(
             total=steps,
             desc=f"Epoch {epoch}/{epochs}",
             disable=not shown,
             file=stream,
+            delay=0 if stream.isatty() else interval,
             mininterval=interval,
             maxinterval=interval,
             dynamic_ncols=True,

@@ -66,9 +66,7 @@ def _wandb(project: str, folder: Path, settings: dict[str, Any]) -> Tracker:
     import wandb  # an extra
 
     identity = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    run = wandb.init(
-        project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=settings
-    )
+    run = wandb.init(project=project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=settings)
     return Tracker(lambda metrics, epoch: run.log(metrics, step=epoch), run.finish)
 
 

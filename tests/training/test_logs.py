@@ -211,8 +211,13 @@ def test_format_loss(value, text):
     assert format_loss(value) == text
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_the_bar():
-    stream = io.StringIO()
+    stream = Terminal()
     bar = ProgressBar(5, 100, 500, shown=True, file=stream)
     for step in range(1, 43):
         bar.advance(step, 3.2e-5 if bar.due(step) else None, 2.5e-4)
@@ -229,20 +234,31 @@ def test_the_bar_looks_at_the_loss_at_both_ends_and_now_and_then():
 
 
 def test_a_bar_without_a_loss_yet():
-    stream = io.StringIO()
+    stream = Terminal()
     bar = ProgressBar(1, 1, 3, shown=True, file=stream)
     bar.advance(1, None, 1e-3)
     bar.close()
     assert "Step 1/3, LR 1.00e-03" in stream.getvalue()
 
 
-def test_a_bar_in_a_log_file_is_a_few_lines():
+def test_a_short_epoch_leaves_no_bar_in_a_log_file():
     stream = io.StringIO()
     bar = ProgressBar(1, 1, 5000, shown=True, file=stream)
     for step in range(1, 5001):
         bar.advance(step, 1.0, 1e-3)
     bar.close()
-    assert stream.getvalue().count("Epoch 1/1") < 10
+    assert stream.getvalue() == ""
+
+
+def test_a_long_epoch_leaves_a_few_lines_in_a_log_file():
+    stream = io.StringIO()
+    bar = ProgressBar(1, 1, 5000, shown=True, file=stream)
+    bar.bar.start_t -= 60  # as if it had begun a minute ago
+    bar.bar.last_print_t -= 60
+    for step in range(1, 5001):
+        bar.advance(step, 1.0, 1e-3)
+    bar.close()
+    assert 1 <= stream.getvalue().count("Epoch 1/1") < 10
 
 
 def test_the_bar_of_other_workers_is_silent():

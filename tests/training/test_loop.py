@@ -155,9 +155,10 @@ def test_event_file_holds_scalars_histograms_and_pictures(synthetic_folder, tmp_
     assert (tmp_path / "figures" / "target.png").stat().st_size > 1000
 
 
-def test_bar_says_epoch_step_loss_and_lr(synthetic_folder, tmp_path):
+def test_bar_says_epoch_step_loss_and_lr(synthetic_folder, tmp_path, monkeypatch):
     task = build_task(pretrain_plan(synthetic_folder, tmp_path, epochs=2), CPU)
     text = io.StringIO()
+    monkeypatch.setattr(text, "isatty", lambda: True)
     fit(type(task)(**{**vars(task), "bar_file": text}))
     shown = text.getvalue()
     assert "Epoch 1/2" in shown
