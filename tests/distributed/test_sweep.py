@@ -107,7 +107,7 @@ def test_a_sweep_that_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
     ]
     run = ["--table", synthetic_folder / "table.biom", "--tree", synthetic_folder / "tree.nwk", "--embedding-dim", "16",
            "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3", "--batch-size", "8", "--epochs", "12",
-           "--rarefy-depth", "200", "--output-dir", folder]  # fmt: skip
+           "--rarefy-depth", "200", "--num-workers", "2", "--output-dir", folder]  # fmt: skip
     script = [sys.executable, str(ROOT / "jobs" / "tune.py"), *sweep, *map(str, run)]
     driver = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -145,7 +145,9 @@ def test_a_sweep_that_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
         assert best["metrics"]["val/total_loss"] == min(losses), "the best checkpoint was lost"
         last = json.loads((folder / "trials" / str(trial) / "last" / "config.json").read_text())
         assert last["metrics"]["epoch"] == row["epochs"], "the last checkpoint was lost"
-        assert list((folder / "trials" / str(trial) / "tensorboard").glob("events*"))
+    # What TensorBoard shows of the folder: a curve for each trial, and no second set of Tune's.
+    shown = {path.parent.relative_to(folder) for path in folder.rglob("events*")}
+    assert shown == {Path("trials") / str(trial) / "tensorboard" for trial in table.index}
     assert 4 <= table["epochs"].iloc[2] < 12
     assert table["val_loss"].idxmin() == table.index[1]
     assert find_best(folder) == find_best(folder / "trials" / str(table.index[1]))
