@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,7 +55,9 @@ def parse(config_type: type[C], arguments: Sequence[str] | None = None) -> C:
     Workers, and jobs that were submitted, run in folders of their own.
     """
     return _absolute(
-        tyro.cli(config_type, args=arguments, description=config_type.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        tyro.cli(
+            config_type, args=arguments, description=inspect.getdoc(config_type), config=(tyro.conf.OmitArgPrefixes,)
+        )
     )
 
 
@@ -63,7 +66,7 @@ def parse_known(config_type: type[C], arguments: Sequence[str] | None = None) ->
     config, others = tyro.cli(
         config_type,
         args=arguments,
-        description=config_type.__doc__,
+        description=inspect.getdoc(config_type),
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )

@@ -47,7 +47,7 @@ def test_only_the_ray_edge_imports_ray():
 
 def test_processes_that_train_do_not_import_what_only_the_driver_needs():
     """Each process of a run would start a second later for it."""
-    code = "import sys, aam.distributed.trials, aam.distributed.worker; print(*sys.modules)"
+    code = "import sys, aam.distributed.trials, aam.task, aam.training.loop; print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )

@@ -9,6 +9,7 @@ import skbio
 from plans import change_metadata, pretrain, refusal, site, train, write_ids
 
 from aam.config import DEFAULT_RAREFY_DEPTH, RayConfig, TargetConfig
+from aam.distributed.checkpoints import run_record
 from aam.plan import make_plan
 
 # What is dropped, and said
@@ -138,16 +139,17 @@ def test_a_base_that_saw_samples_held_back_is_said(synthetic_folder, tmp_path):
     base = make_plan(config)
     checkpoint = tmp_path / "base" / "ray" / "train" / "epoch_0001"
     checkpoint.mkdir(parents=True)
-    (tmp_path / "base" / "run.json").write_text(json.dumps(base.describe(config)))
+    run_json = tmp_path / "base" / "run.json"
+    run_json.write_text(json.dumps(base.describe(config)))
     ids = [s for s in base.split.train if s in make_plan(train(synthetic_folder)).targets]
     test = write_ids(tmp_path / "test.txt", [*ids[:3], *base.split.val[:1]])
-    plan = make_plan(train(synthetic_folder, test_ids=test), (checkpoint, base.spec))
+    plan = make_plan(train(synthetic_folder, test_ids=test), (checkpoint, base.spec), run_record(checkpoint))
     assert any(note.startswith(f"3 of {len(plan.split.test)} test samples were in the training of the base")
                for note in plan.notes)  # fmt: skip
     drawn = {"test_fraction": 0.2}
     config = pretrain(synthetic_folder, **drawn)
-    (tmp_path / "base" / "run.json").write_text(json.dumps(make_plan(config).describe(config)))
-    plan = make_plan(train(synthetic_folder, **drawn), (checkpoint, base.spec))
+    run_json.write_text(json.dumps(make_plan(config).describe(config)))
+    plan = make_plan(train(synthetic_folder, **drawn), (checkpoint, base.spec), run_record(checkpoint))
     assert not any("test samples were in the training" in note for note in plan.notes)
 
 

@@ -132,7 +132,7 @@ def cluster_size() -> tuple[int, int]:
         most = dict(json.loads(os.environ.get("AAM_CLUSTER_MAX") or "{}"))
     except (TypeError, ValueError):
         raise ValueError(
-            f"$AAM_CLUSTER_MAX is {os.environ['AAM_CLUSTER_MAX']!r}, not JSON like {{\"CPU\": 16, \"GPU\": 4}}"
+            f'$AAM_CLUSTER_MAX is {os.environ["AAM_CLUSTER_MAX"]!r}, not JSON like {{"CPU": 16, "GPU": 4}}'
         ) from None
     cpus, gpus = (int(max(now.get(kind, 0), most.get(kind, 0))) for kind in ("CPU", "GPU"))
     return cpus, gpus

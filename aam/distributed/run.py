@@ -100,7 +100,9 @@ def collect(plan: RunPlan, home: str) -> RunResult:
 def history(home: str) -> list[dict[str, float]]:
     """Metrics of each epoch of a run; none where it has not begun."""
     log = join(home, "metrics.jsonl")
-    return [json.loads(line) for line in read_text(log).splitlines()] if exists(log) else []
+    # What ends without a line break was being written when its process was stopped.
+    lines = read_text(log).splitlines(keepends=True) if exists(log) else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def is_finished(plan: RunPlan | RunConfig, rows: list[dict[str, float]]) -> bool:

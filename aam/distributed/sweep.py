@@ -12,13 +12,23 @@ import pandas as pd
 
 from aam.cli import to_arguments
 from aam.config import PretrainConfig, RunConfig, SweepConfig, to_dict
-from aam.distributed.checkpoints import RECORD, SWEEP, TRIALS, copy_logs, home_of, link, place_checkpoints
+from aam.distributed.checkpoints import (
+    RECORD,
+    SWEEP,
+    TRIALS,
+    copy_logs,
+    home_of,
+    link,
+    place_checkpoints,
+    reported,
+)
 from aam.distributed.cluster import connect, most_concurrent, scaling_config
 from aam.distributed.run import RunFailedError, history, plan_run, say
 from aam.distributed.search import search_space
 from aam.distributed.storage import join, read_json, write_text
 from aam.distributed.trials import Outcome, Search, fit_trials, with_settings
 from aam.plan import RunPlan, check_resumable
+from aam.training.checkpoint import CONFIG
 from aam.training.figures import sweep_figure
 
 TABLE, FIGURE = "trials.tsv", "sweep.png"
@@ -134,19 +144,16 @@ def collect_trials(outcomes: list[Outcome], plan: RunPlan, config: RunConfig, ho
     for outcome in sorted(outcomes, key=lambda outcome: outcome.name):
         trial_home, folder = join(home, TRIALS, outcome.name), config.output_dir / TRIALS / outcome.name
         copy_logs(trial_home, folder)
-        epochs = history(trial_home)
-        best = min(epochs, key=lambda row: row["val/total_loss"], default=None)
-        if best is not None:
-            place_checkpoints(folder, trial_home)
-        curves[outcome.name] = [row["val/total_loss"] for row in epochs]
+        best, last = _placed(folder, trial_home)
+        curves[outcome.name] = [row["val/total_loss"] for row in history(trial_home)]
         rows.append(
             {
                 "trial": outcome.name,
                 **outcome.settings,
-                "val_loss": best["val/total_loss"] if best else float("nan"),
-                "best_epoch": int(best["epoch"]) if best else 0,
-                "epochs": len(epochs),
-                "ended": _ending(outcome, epochs, plan),
+                "val_loss": best.get("val/total_loss", float("nan")),
+                "best_epoch": int(best.get("epoch", 0)),
+                "epochs": int(last.get("epoch", 0)),
+                "ended": _ending(outcome, last, plan),
             }
         )
     table = pd.DataFrame(rows).set_index("trial") if rows else pd.DataFrame(columns=["val_loss", "ended"])
@@ -157,12 +164,24 @@ def collect_trials(outcomes: list[Outcome], plan: RunPlan, config: RunConfig, ho
     return table
 
 
-def _ending(outcome: Outcome, epochs: list[dict[str, float]], plan: RunPlan) -> str:
+def _placed(folder: Path, trial_home: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Put best and last checkpoint of a trial into its folder; returns the metrics of both, none where it has none.
+
+    A trial that is stopped may have logged an epoch more than it reported: its checkpoints say how far it came.
+    """
+    if reported(trial_home) is None:
+        return {}, {}
+    place_checkpoints(folder, trial_home)
+    best, last = (json.loads((folder / name / CONFIG).read_text())["metrics"] for name in ("best", "last"))
+    return best, last
+
+
+def _ending(outcome: Outcome, last: dict[str, float], plan: RunPlan) -> str:
     if outcome.error is not None:
         return f"failed: {outcome.error}"
-    if epochs and epochs[-1]["epoch"] >= plan.loop.epochs:
+    if last and last["epoch"] >= plan.loop.epochs:
         return "all epochs"
-    if epochs and epochs[-1]["epochs_without_improvement"] >= plan.loop.patience:
+    if last and last["epochs_without_improvement"] >= plan.loop.patience:
         return "patience"
     return "stopped by ASHA" if outcome.ended else "interrupted"
 

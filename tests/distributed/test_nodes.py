@@ -25,7 +25,7 @@ from aam.task import build_task
 from aam.training.loop import fit
 
 pytestmark = pytest.mark.slow
-EPOCHS = 60
+EPOCHS = 50
 
 
 class Node:
@@ -130,7 +130,7 @@ def test_a_run_waits_for_a_lost_node_and_goes_on(node, synthetic_folder, tmp_pat
         node.kill()
         before = epochs_logged(tmp_path / "stage1")
         assert before < EPOCHS
-        time.sleep(5)
+        time.sleep(3)
         assert epochs_logged(tmp_path / "stage1") <= before + 1, "the run went on with half of its workers"
         node.start()
 

@@ -18,7 +18,7 @@ from ray_tools import wait_until_freed
 from runs import pretrain_config
 
 from aam.cli import parse
-from aam.config import PretrainConfig, SweepConfig
+from aam.config import PretrainConfig, SweepConfig, TrainConfig
 from aam.distributed.checkpoints import find_best
 from aam.distributed.search import search_space
 from aam.distributed.trials import trial_name, with_settings
@@ -82,7 +82,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
+def test_a_sweep_that_was_killed_goes_on(run_job, run_here, synthetic_folder, tmp_path):
     """One at a time: a middling trial, one of a better and one of a hopeless learning rate, which ASHA stops."""
     folder = tmp_path / "sweep"
     sweep = [
@@ -123,10 +123,10 @@ def test_a_sweep_that_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
     assert len(rows(first)) == 12
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
 
-    again = run_job("tune.py", *sweep, *run)
+    again = run_here("tune.py", *sweep, *run)
     assert again.returncode == 1
     assert "--resume" in again.stderr
-    other = run_job("tune.py", *sweep[:-1], "3", *run, "--resume")
+    other = run_here("tune.py", *sweep[:-1], "3", *run, "--resume")
     assert "--reduction-factor" in other.stderr
     done = run_job("tune.py", *sweep, *run, "--resume")
     assert done.returncode == 0, done.stderr
@@ -138,8 +138,9 @@ def test_a_sweep_that_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
     assert list(table["token_limit"]) == [20, 40, 20]
     for trial, row in table.iterrows():
         history = rows(folder / "trials" / str(trial))
-        losses = [epoch["val/total_loss"] for epoch in history]
-        assert [epoch["epoch"] for epoch in history] == list(range(1, row["epochs"] + 1))
+        # One that is stopped may have logged an epoch that it did not report any more.
+        assert [epoch["epoch"] for epoch in history] in [list(range(1, row["epochs"] + n)) for n in (1, 2)]
+        losses = [epoch["val/total_loss"] for epoch in history[: row["epochs"]]]
         assert row["val_loss"] == pytest.approx(min(losses))
         best = json.loads((find_best(folder / "trials" / str(trial)) / "config.json").read_text())
         assert best["metrics"]["val/total_loss"] == min(losses), "the best checkpoint was lost"
@@ -158,15 +159,13 @@ def test_a_sweep_that_was_killed_goes_on(run_job, synthetic_folder, tmp_path):
     assert again.loop.lr == pytest.approx(table["lr"].iloc[1])
     assert again.data.token_limit == 40
     assert f"--pretrained {folder}" in commands["next"]
-    words = (
-        commands["next"].replace("METADATA.tsv", str(synthetic_folder / "metadata.tsv")).replace("COLUMN", "gradient")
-    )
-    done = run_job("train.py", *shlex.split(words.replace("RUN", str(tmp_path / "stage2"))), "--epochs", "1",
-                   "--attention-layers", "1", "--freeze-base")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words = commands["next"].replace("METADATA.tsv", str(synthetic_folder / "metadata.tsv"))
+    stage_2 = parse(TrainConfig, shlex.split(words))
+    assert stage_2.loop.lr == pytest.approx(table["lr"].iloc[1], rel=0.01)
+    assert stage_2.data.table == synthetic_folder / "table.biom"
 
 
-def test_faults_of_a_sweep_are_named_before_any_trial(run_job, tmp_path):
+def test_faults_of_a_sweep_are_named_before_any_trial(run_here, tmp_path):
     base = ["--output-dir", tmp_path / "sweep"]
     cases = [
         (["--stage", "pretrain", "--search", "dropout=0,2"], "--dropout"),
@@ -174,7 +173,7 @@ def test_faults_of_a_sweep_are_named_before_any_trial(run_job, tmp_path):
         (["--stage", "train", "--search", "embeding-dim=2,4"], "did you mean 'embedding_dim'"),
     ]  # fmt: skip
     for arguments, words in cases:
-        done = run_job("tune.py", *arguments, *base)
+        done = run_here("tune.py", *arguments, *base)
         assert done.returncode == 1, done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr

@@ -117,7 +117,7 @@ def test_no_file_needs_pickle(tmp_path):
     described = json.loads((tmp_path / "best" / "config.json").read_text())
     assert described["kind"] == "SequencePredictor"
     assert described["spec"]["target"]["classes"] == ["gut", "007"]
-    assert described["versions"]["torch"] == torch.__version__.split("+")[0]  # a build of CUDA says so there
+    assert described["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     # Tensors and plain values only: torch refuses anything that would be called.
     saved = torch.load(tmp_path / "best" / "training_state.pt", weights_only=True)
     assert saved.keys() == {"loop", "optimizer", "rng"}
