@@ -71,10 +71,10 @@ def run_sweep(sweep: SweepConfig, config: RunConfig) -> str:
         write_text(join(home, SWEEP), json.dumps(record, indent=1))
     outcomes = _fit(sweep, config, plan, home, space, resume=resume)
     table = collect_trials(outcomes, plan, config, home)
-    interrupted = sum(not outcome.ended for outcome in outcomes)
-    if interrupted or not outcomes:
+    unfinished = sweep.num_samples - sum(outcome.ended for outcome in outcomes)
+    if unfinished:
         raise RunFailedError(
-            f"{home}: stopped with {interrupted} of {sweep.num_samples} trials unfinished; go on with the same "
+            f"{home}: stopped with {unfinished} of {sweep.num_samples} trials unfinished; go on with the same "
             f"command and --resume\n\n{_shown(table)}"
         )
     losses: dict[str, float] = table["val_loss"].dropna().to_dict()

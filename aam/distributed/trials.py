@@ -100,7 +100,7 @@ def fit_trials(
         tune.with_parameters(_trial, config=config, plan=plan, home=home, scaling=scaling, sweep=search is not None),
         DRIVER_RESOURCES,
     )
-    _Watch.home, _Watch.output_dir, _Watch.trials = home, config.output_dir, []
+    _Watch.home, _Watch.output_dir, _Watch.trials, _Watch.status = home, config.output_dir, [], {}
     scheduler = ASHAScheduler(
         time_attr="epoch",
         max_t=plan.loop.epochs + 1,  # at max_t a trial is killed, even one that has just finished
@@ -144,13 +144,16 @@ class _Watch(tune.Callback):
     home: ClassVar[str]
     output_dir: ClassVar[Path]
     trials: ClassVar[list[Trial]]
+    status: ClassVar[dict[str, str]]
+    """Of each trial; when Tune is interrupted, it calls all of them terminated in the end."""
     copied: ClassVar[float] = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        _Watch.trials = trials
+        _Watch.trials, _Watch.status = trials, {trial.trial_id: trial.status for trial in trials}
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        _Watch.trials = trials
+        if not _Watch.trials:  # nothing was left to do
+            self.on_step_end(0, trials)
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         if time.monotonic() - _Watch.copied < _COPY_EVERY:
@@ -164,11 +167,12 @@ class _Watch(tune.Callback):
 
 
 def _outcome(trial: Trial) -> Outcome:
-    error = trial.get_error() if trial.status == Trial.ERROR else None
+    status = _Watch.status[trial.trial_id]
+    error = trial.get_error() if status == Trial.ERROR else None
     return Outcome(
         name=trial_name(trial.trial_id, trial.config),
         settings=dict(trial.config),
-        ended=trial.status in (Trial.TERMINATED, Trial.ERROR),
+        ended=status in (Trial.TERMINATED, Trial.ERROR),
         error=None if error is None else last_words(error),
     )
 
