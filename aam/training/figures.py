@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from aam.training.metrics import EpochArrays
@@ -92,6 +93,7 @@ def sweep_figure(curves: dict[str, list[float]], learning_rates: dict[str, float
     for name, losses in curves.items():
         shown = {"color": "tab:red", "linewidth": 2.5, "zorder": 3} if name == best else {"alpha": 0.6}
         axes[0].plot(range(1, len(losses) + 1), losses, marker="o", markersize=3, label=name, **shown)
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(xlabel="epoch", ylabel="validation loss", title=f"best: {best}")
     if len(curves) <= 12:
         axes[0].legend(fontsize="x-small")
@@ -100,4 +102,5 @@ def sweep_figure(curves: dict[str, list[float]], learning_rates: dict[str, float
         colors = ["tab:red" if name == best else "tab:blue" for name in done]
         axes[1].scatter([learning_rates[n] for n in done], [min(curves[n]) for n in done], c=colors)
         axes[1].set(xscale="log", xlabel="learning rate", ylabel="best validation loss")
+        axes[1].tick_params(axis="x", which="both", labelsize="small", rotation=30)
     return figure
