@@ -101,38 +101,40 @@ def fit_trials(
         DRIVER_RESOURCES,
     )
     _Watch.home, _Watch.output_dir, _Watch.trials, _Watch.status = home, config.output_dir, [], {}
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        max_t=plan.loop.epochs + 1,  # at max_t a trial is killed, even one that has just finished
-        grace_period=search.grace_period if search else plan.loop.epochs,
-        reduction_factor=search.reduction_factor if search else 4,
-    )
     path = f"{storage}/{_EXPERIMENT}"
     if resume and tune.Tuner.can_restore(path, storage_filesystem=filesystem):
         tuner = tune.Tuner.restore(path, trainable, resume_errored=True, storage_filesystem=filesystem)
     else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space=search.space if search else {},
-            tune_config=tune.TuneConfig(
-                metric=SCORE,
-                mode="min",
-                scheduler=scheduler,
-                num_samples=search.samples if search else 1,
-                search_alg=BasicVariantGenerator(
-                    max_concurrent=search.concurrent if search else 1, random_state=search.seed if search else 0
-                ),
-            ),
-            run_config=tune.RunConfig(
-                name=_EXPERIMENT,
-                storage_path=storage,
-                storage_filesystem=filesystem,
-                verbose=0,
-                callbacks=[_Watch(), JsonLoggerCallback()],
-            ),
+        run_config = tune.RunConfig(
+            name=_EXPERIMENT,
+            storage_path=storage,
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[_Watch(), JsonLoggerCallback()],
         )
+        space = search.space if search else {}
+        tune_config = _tune_config(search, plan.loop.epochs)
+        tuner = tune.Tuner(trainable, param_space=space, tune_config=tune_config, run_config=run_config)
     tuner.fit()
     return [_outcome(trial) for trial in _Watch.trials]
+
+
+def _tune_config(search: Search | None, epochs: int) -> tune.TuneConfig:
+    """ASHA over random settings; over a single trial it does nothing."""
+    return tune.TuneConfig(
+        metric=SCORE,
+        mode="min",
+        scheduler=ASHAScheduler(
+            time_attr="epoch",
+            max_t=epochs + 1,  # at max_t a trial is killed, even one that has just finished
+            grace_period=search.grace_period if search else epochs,
+            reduction_factor=search.reduction_factor if search else 4,
+        ),
+        num_samples=search.samples if search else 1,
+        search_alg=BasicVariantGenerator(
+            max_concurrent=search.concurrent if search else 1, random_state=search.seed if search else 0
+        ),
+    )
 
 
 class _Watch(tune.Callback):

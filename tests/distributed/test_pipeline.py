@@ -16,8 +16,9 @@ from conftest import ROOT
 
 from aam.cli import parse
 from aam.config import DataConfig, PipelineConfig, PredictConfig, PretrainConfig, TrainConfig
-from aam.distributed.pipeline import Cluster, last_lines, plan_stages
+from aam.distributed.pipeline import plan_stages
 from aam.distributed.run import is_finished
+from aam.distributed.submission import Cluster, last_lines
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
 QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200"]
