@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -11,9 +12,10 @@ import sys
 
 from conftest import ROOT
 
-from aam.cli import parse
-from aam.config import PipelineConfig
+from aam.cli import parse, parse_known
+from aam.config import PipelineConfig, PretrainConfig, SweepConfig
 from aam.distributed.pipeline import plan_stages
+from aam.distributed.search import search_space
 
 QUICK = {
     "jobs/pretrain.py": "--embedding-dim 16 --attention-heads 2 --attention-layers 1 --epochs 1 --rarefy-depth 200",
@@ -73,6 +75,24 @@ def test_the_command_of_the_pipeline_is_understood():
     [command] = re.findall(rf"^python {PIPELINE} (.*)$", readme, re.MULTILINE)
     names = [stage.name for stage in plan_stages(parse(PipelineConfig, shlex.split(command)))]
     assert names == ["stage 1", "stage 2", "report"]
+
+
+def test_the_command_of_the_sweep_is_understood():
+    """tests/distributed/test_sweep.py runs one."""
+    readme = (ROOT / "README.md").read_text()
+    [command] = re.findall(r"^python jobs/tune.py (.*)$", readme, re.MULTILINE)
+    sweep, others = parse_known(SweepConfig, shlex.split(command))
+    assert list(search_space(sweep, parse(PretrainConfig, others))) == ["lr", "token_limit"]
+
+
+def test_the_demo_is_a_pipeline(monkeypatch):
+    """Of which tests/distributed/test_pipeline.py runs a smaller one."""
+    shown = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    monkeypatch.chdir(ROOT)
+    [command] = re.findall(r"jobs/pipeline.py (.*)$", shown, re.MULTILINE)
+    with_values_attached = runpy.run_path(str(ROOT / PIPELINE))["with_values_attached"]
+    stages = plan_stages(parse(PipelineConfig, with_values_attached(shlex.split(command))))
+    assert [stage.config.output_dir for stage in stages[:2]] == [ROOT / "demo" / "stage1", ROOT / "demo" / "stage2"]
 
 
 def test_targets_of_the_makefile_that_the_readme_names():
