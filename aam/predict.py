@@ -208,7 +208,8 @@ def write_predictions(found: Predictions, output: Path) -> str:
     if found.skipped:
         beside = output.with_name(f"{output.stem}.skipped.tsv")
         _write(beside, ["SampleID", "reason"], list(found.skipped), [[reason] for reason in found.skipped.values()])
-        lines.append(f"{len(found.skipped)} samples could not be predicted, with the reasons: {beside}")
+        total = len(found.skipped) + len(found.values)
+        lines.append(f"{len(found.skipped)} of {total} samples could not be predicted, with the reasons: {beside}")
     return "\n".join([*lines, f"{len(found.values)} predictions of {found.target.column}: {output}"])
 
 

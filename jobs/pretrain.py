@@ -1,6 +1,5 @@
 """Stage 1: pre-train a SequenceEncoder on UniFrac distances and masked nucleotides."""
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -14,12 +13,9 @@ def pretrain(config: PretrainConfig) -> None:
     """Run stage 1."""
     # Here and not above: it takes seconds, which --help should not.
     from aam.distributed.run import run
-    from aam.distributed.summary import summarise
+    from aam.distributed.summary import summarise, train_command
 
-    result = run(config)
-    data = "" if config.data.table is None else " --table ... --metadata ... --target COLUMN"
-    following = f"python jobs/train.py{data} --pretrained {shlex.quote(str(config.output_dir))} --output-dir RUN"
-    print(summarise("stage 1", result, following))
+    print(summarise("stage 1", run(config), train_command(config)))
 
 
 if __name__ == "__main__":

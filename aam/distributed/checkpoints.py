@@ -77,18 +77,26 @@ def _fetch_best(location: str) -> Path:
 
 
 def run_record(location: str | Path) -> dict[str, Any] | None:
-    """`run.json` of the run folder that a location is, or lies in; None where there is none."""
-    if not is_uri(location):
-        path = Path(location).resolve()
-        candidates = [str(path), *map(str, path.parents[:3])]  # RUN/best, RUN/ray/train/epoch_0001
-    else:
-        base, mark, query = str(location).partition("?")
-        candidates = [base.rstrip("/").rsplit("/", up)[0] + mark + query for up in range(4)]
-    for candidate in candidates:
-        record = read_json(join(candidate, RECORD))
+    """`run.json` of the run folder that a location is, or lies in; of a sweep, that of its best trial."""
+    for folder in _folders_upwards(location):
+        record = read_json(join(folder, RECORD))
         if record is not None:
             return record
+        sweep = read_json(join(folder, SWEEP))
+        if sweep is not None and sweep.get("best") is not None:
+            return read_json(join(folder, TRIALS, sweep["best"], RECORD))
     return None
+
+
+def _folders_upwards(location: str | Path) -> list[str]:
+    """A location and the folders it may lie in, as a checkpoint lies in RUN/ray/train/."""
+    if not is_uri(location):
+        path = Path(location).resolve()
+        return [str(folder) for folder in (path, *path.parents[:3])]
+    base, mark, query = str(location).partition("?")
+    scheme, _, path = base.partition("://")
+    parts = path.strip("/").split("/")
+    return [f"{scheme}://{'/'.join(parts[: len(parts) - up])}{mark}{query}" for up in range(min(4, len(parts) - 1))]
 
 
 def has_checkpoints(home: str) -> bool:

@@ -25,7 +25,7 @@ from aam.distributed.submission import (
     running_job,
     submit,
 )
-from aam.plan import check_resumable
+from aam.plan import check_resumable, make_plan
 from aam.training.checkpoint import is_checkpoint
 
 DEFAULT_TEST_FRACTION = 0.2
@@ -160,6 +160,8 @@ def run_pipeline(config: PipelineConfig) -> None:
     stages = plan_stages(config)
     cluster = find_cluster(config.address, config.ray)
     client = connect_client(cluster)
+    if not cluster.uploads and not stages[1].is_done():
+        check_files(stages[1])
     for stage in stages:
         if not cluster.uploads and stage.is_done():
             print(f"{stage.name}: done already", flush=True)
@@ -179,6 +181,12 @@ def run_pipeline(config: PipelineConfig) -> None:
             raise
         check_succeeded(client, job, stage.name)
     print(f"pipeline done: {config.output_dir}\n" + _where_things_are(config.output_dir), flush=True)
+
+
+def check_files(stage_2: Stage) -> None:
+    """Refuse a target that stage 2 cannot learn before stage 1 is trained for it; where the files are at hand."""
+    assert isinstance(stage_2.config, TrainConfig)
+    make_plan(replace(stage_2.config, pretrained=None, freeze_base=False))
 
 
 def _what_becomes_of_it(cluster: Cluster, job: str) -> str:

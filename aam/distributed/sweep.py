@@ -26,6 +26,7 @@ from aam.distributed.cluster import connect, most_concurrent, scaling_config
 from aam.distributed.run import RunFailedError, history, plan_run, say
 from aam.distributed.search import search_space
 from aam.distributed.storage import join, read_json, write_text
+from aam.distributed.summary import train_command
 from aam.distributed.trials import Outcome, Search, fit_trials, with_settings
 from aam.plan import RunPlan, check_resumable
 from aam.training.checkpoint import CONFIG
@@ -59,6 +60,8 @@ def run_sweep(sweep: SweepConfig, config: RunConfig) -> str:
     home = home_of(config)
     record = read_json(join(home, SWEEP))
     resume = _resumes(sweep, config, record, home)
+    if (sweep.grace_period or 0) > config.loop.epochs:
+        raise ValueError(f"--grace-period {sweep.grace_period} is more than --epochs {config.loop.epochs}")
     space = search_space(sweep, config)
     for name, domain in space.items():
         for value in getattr(domain, "categories", ()):
@@ -205,23 +208,10 @@ def _summary(table: pd.DataFrame, best: str, settings: dict[str, Any], config: R
         f"  its settings python jobs/{script}.py {shlex.join(to_arguments(again))}",
     ]
     if isinstance(config, PretrainConfig):
-        lines.append(f"  next         {train_command(config, settings, config.output_dir)}")
+        lines.append(f"  next         {train_command(config, lr=settings.get('lr', config.loop.lr))}")
     else:
         lines.append(
             f"  next         python jobs/predict.py --checkpoint {shlex.quote(str(config.output_dir))} --table T.biom "
             "--output predictions.tsv"
         )
     return "\n".join(lines)
-
-
-def train_command(config: PretrainConfig, settings: dict[str, Any], sweep: Path) -> str:
-    """The stage 2 command on the best encoder of a stage 1 sweep, with its learning rate."""
-    data = dataclasses.replace(config.data, tree=None)
-    # How samples are drawn comes with the encoder.
-    arguments = to_arguments(dataclasses.replace(data, token_limit=None, rarefy_depth=None, token_choice=None))
-    arguments += ["--lr", f"{settings.get('lr', config.loop.lr):.3g}"]
-    if config.data.table is not None:
-        if config.data.metadata is None:
-            arguments += ["--metadata", "METADATA.tsv"]
-        arguments += ["--target", "COLUMN"]
-    return f"python jobs/train.py --pretrained {shlex.quote(str(sweep))} {shlex.join(arguments)} --output-dir RUN"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from aam.distributed.storage import join, resolve
 from aam.distributed.worker import share, train_worker
 from aam.plan import RunPlan
 from aam.training.memory import EXPANDABLE_SEGMENTS
+from aam.training.trackers import ENVIRONMENT
 
 # Read by Ray Train in the process that calls fit().
 TRAIN_ENVIRONMENT = {
@@ -97,7 +99,15 @@ def fit_trials(
     if config.ray.storage_path is not None:
         share(plan, home, config.ray.storage_path)
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, config=config, plan=plan, home=home, scaling=scaling, sweep=search is not None),
+        tune.with_parameters(
+            _trial,
+            config=config,
+            plan=plan,
+            home=home,
+            scaling=scaling,
+            sweep=search is not None,
+            environment={k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT)},
+        ),
         DRIVER_RESOURCES,
     )
     _Watch.home, _Watch.output_dir, _Watch.trials, _Watch.status = home, config.output_dir, [], {}
@@ -115,6 +125,7 @@ def fit_trials(
         space = search.space if search else {}
         tune_config = _tune_config(search, plan.loop.epochs)
         tuner = tune.Tuner(trainable, param_space=space, tune_config=tune_config, run_config=run_config)
+    logging.getLogger("ray.tune.tune").setLevel(logging.ERROR)  # on Ctrl-C it advises to call Tuner.restore()
     tuner.fit()
     return [_outcome(trial) for trial in _Watch.trials]
 
@@ -211,6 +222,7 @@ def _trial(
     home: str,
     scaling: train.ScalingConfig,
     sweep: bool,
+    environment: dict[str, str],
 ) -> None:
     """The trial: one TorchTrainer, which resumes by its name after a failure."""
     os.environ.update(TRAIN_ENVIRONMENT)
@@ -223,14 +235,17 @@ def _trial(
         plan = prepare_run(config, home)
         if config.ray.storage_path is not None:
             share(plan, home, config.ray.storage_path)
-    train_with_ray(plan, home, config.ray, scaling)
+    train_with_ray(plan, home, config.ray, scaling, environment)
 
 
-def train_with_ray(plan: RunPlan, home: str, config: RayConfig, scaling: train.ScalingConfig) -> None:
-    """Run the TorchTrainer of a plan."""
+def train_with_ray(
+    plan: RunPlan, home: str, config: RayConfig, scaling: train.ScalingConfig, environment: dict[str, str]
+) -> None:
+    """Run the TorchTrainer of a plan, its workers with more variables in their environment."""
     attempts, seconds = _WAIT_FIXED if isinstance(scaling.num_workers, int) else _WAIT_ELASTIC
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
-    environment = EXPANDABLE_SEGMENTS if plan.loop.use_expandable_segments else {}
+    if plan.loop.use_expandable_segments:
+        environment = environment | EXPANDABLE_SEGMENTS
     filesystem, storage = resolve(ray_storage(home))
     TorchTrainer(
         train_worker,

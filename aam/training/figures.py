@@ -91,7 +91,7 @@ def sweep_figure(curves: dict[str, list[float]], learning_rates: dict[str, float
     axes = figure.subplots(1, 2 if learning_rates else 1, squeeze=False)[0]
     best = min((name for name in curves if curves[name]), key=lambda name: min(curves[name]), default=None)
     for name, losses in curves.items():
-        shown = {"color": "tab:red", "linewidth": 2.5, "zorder": 3} if name == best else {"alpha": 0.6}
+        shown = {"color": "black", "linewidth": 2.5, "zorder": 3} if name == best else {"alpha": 0.7}
         axes[0].plot(range(1, len(losses) + 1), losses, marker="o", markersize=3, label=name, **shown)
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(xlabel="epoch", ylabel="validation loss", title=f"best: {best}")
@@ -99,7 +99,7 @@ def sweep_figure(curves: dict[str, list[float]], learning_rates: dict[str, float
         axes[0].legend(fontsize="x-small")
     if learning_rates:
         done = [name for name in curves if curves[name]]
-        colors = ["tab:red" if name == best else "tab:blue" for name in done]
+        colors = ["black" if name == best else "tab:blue" for name in done]
         axes[1].scatter([learning_rates[n] for n in done], [min(curves[n]) for n in done], c=colors)
         axes[1].set(xscale="log", xlabel="learning rate", ylabel="best validation loss")
         axes[1].tick_params(axis="x", which="both", labelsize="small", rotation=30)

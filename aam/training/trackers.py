@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,6 +13,9 @@ from typing import Any
 from aam.config import LoopConfig
 
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+ENVIRONMENT = ("WANDB_", "MLFLOW_")
+"""How the names of environment variables begin that trackers read, in the processes that train."""
 
 
 class Tracker:
@@ -30,16 +34,32 @@ class Tracker:
 
 
 def check_trackers(config: LoopConfig) -> None:
-    """Refuse a tracker whose package is not installed.
+    """Refuse a tracker whose package is not installed, or an MLflow that does not answer.
 
     Raises
     ------
     ValueError
-        Names the flag and how to install the package.
+        Names the flag and the way out.
     """
     for flag, package in _PACKAGES.items():
         if getattr(config, flag) is not None and find_spec(package) is None:
             raise ValueError(f"--{flag} needs a package that is not installed: pip install 'aam[{flag}]'")
+    if config.mlflow is None:
+        return
+    from mlflow import MlflowClient  # an extra
+
+    before = os.environ.get(_RETRIES)
+    os.environ[_RETRIES] = before or "1"
+    try:
+        MlflowClient(tracking_uri=config.mlflow).get_experiment_by_name("aam")
+    except Exception as error:  # MLflow has many, which share no base
+        raise ValueError(
+            f"--mlflow {config.mlflow}: cannot be used ({(str(error) or type(error).__name__).splitlines()[0]}); give "
+            "the http:// address of an MLflow server, or install the whole of mlflow for sqlite://"
+        ) from None
+    finally:
+        if before is None:
+            os.environ.pop(_RETRIES)
 
 
 def open_trackers(config: LoopConfig, folder: Path, settings: dict[str, Any]) -> list[Tracker]:

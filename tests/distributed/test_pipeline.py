@@ -169,10 +169,12 @@ def test_a_pipeline_that_is_interrupted_goes_on_and_repeats_nothing(ray_cluster,
 
 def test_a_stage_that_fails_ends_the_pipeline_with_its_last_lines(ray_cluster, synthetic_folder, tmp_path):
     flags = [*sources(synthetic_folder), *TINY, *QUICK, "--output-dir", str(tmp_path / "out")]
-    failing = start(*flags, "--group-column", "subjekt")
+    early = start(*flags, "--train-flags", "--target nosuch")
+    assert "no column 'nosuch'" in early.communicate(timeout=200)[1], "stage 1 is trained for nothing"
+    failing = start(*flags, "--cpus-per-worker", "64")
     _, errors = failing.communicate(timeout=200)
     assert failing.returncode == 1, errors
     assert "Traceback" not in errors
     first, *last = errors.strip().splitlines()[-2:]
     assert first.startswith("error: stage 1 failed (Ray job raysubmit_")
-    assert "no column 'subjekt': did you mean 'subject'?" in last[0]
+    assert "--num-workers 1 of 64 CPUs each do not fit the cluster" in last[0]

@@ -139,3 +139,17 @@ def test_both_stages_from_s3(run_job, bucket, synthetic_folder, tmp_path):
 
 def lines(home: str) -> list[str]:
     return read_text(join(home, "metrics.jsonl")).splitlines()
+
+
+@pytest.mark.parametrize("root", ["s3", "path"])
+def test_the_record_of_a_run_is_found_from_its_checkpoints_and_its_sweep(request, tmp_path, root):
+    place = join(request.getfixturevalue("bucket"), "records") if root == "s3" else str(tmp_path / "records")
+    write_text(join(place, "sweep", "sweep.json"), json.dumps({"best": "00001_lr=0.1"}))
+    write_text(join(place, "sweep", "trials", "00001_lr=0.1", "run.json"), json.dumps({"stage": "of the sweep"}))
+    write_text(join(place, "run", "run.json"), json.dumps({"stage": "of the run"}))
+    write_text(join(place, "run", "ray", "train", "epoch_0001", "config.json"), "{}")
+    assert run_record(join(place, "run")) == {"stage": "of the run"}
+    assert run_record(join(place, "run", "ray", "train", "epoch_0001")) == {"stage": "of the run"}
+    assert run_record(join(place, "sweep")) == {"stage": "of the sweep"}
+    write_text(join(place, "alone", "config.json"), "{}")
+    assert run_record(join(place, "alone")) is None

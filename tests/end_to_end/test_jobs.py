@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,7 +43,11 @@ def stage_1(run_job, synthetic_folder, tmp_path_factory):
     done = run_job("pretrain.py", *sources(synthetic_folder), *tree, *TINY, *QUICK, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     assert "best epoch" in done.stdout
-    assert f"python jobs/train.py --table ... --metadata ... --target COLUMN --pretrained {folder}" in done.stdout
+    [following] = re.findall(r"^  next +python jobs/train.py (.*)$", done.stdout, re.MULTILINE)
+    stage_2 = parse(TrainConfig, shlex.split(following))
+    assert stage_2.pretrained == str(folder)
+    assert stage_2.data.table == synthetic_folder / "table.biom"
+    assert stage_2.data.group_column == "subject"
     return folder
 
 

@@ -89,7 +89,7 @@ def test_the_demo_is_a_pipeline(monkeypatch):
     """Of which tests/distributed/test_pipeline.py runs a smaller one."""
     shown = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     monkeypatch.chdir(ROOT)
-    [command] = re.findall(r"jobs/pipeline.py (.*)$", shown, re.MULTILINE)
+    [command] = re.findall(r"jobs/pipeline.py (--output-dir.*)$", shown, re.MULTILINE)
     with_values_attached = runpy.run_path(str(ROOT / PIPELINE))["with_values_attached"]
     stages = plan_stages(parse(PipelineConfig, with_values_attached(shlex.split(command))))
     assert [stage.config.output_dir for stage in stages[:2]] == [ROOT / "demo" / "stage1", ROOT / "demo" / "stage2"]

@@ -52,6 +52,12 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_run(synthetic_folde
         pretrain_plan(synthetic_folder, tmp_path, wandb="microbes")
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nosuch://place"])
+def test_an_mlflow_that_cannot_be_used_is_named_before_the_run(synthetic_folder, tmp_path, uri):
+    with pytest.raises(ValueError, match=f"--mlflow {uri}: cannot be used"):
+        pretrain_plan(synthetic_folder, tmp_path, mlflow=uri)
+
+
 def test_trackers_are_imported_only_where_asked_for():
     program = "import sys, aam.training.loop; print([m for m in ('wandb', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
