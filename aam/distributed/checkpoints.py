@@ -101,7 +101,7 @@ def _folders_upwards(location: str | Path) -> list[str]:
 
 def has_checkpoints(home: str) -> bool:
     """Whether a run got as far as its first checkpoint."""
-    return exists(join(home, "ray", TRAIN_RUN, "checkpoint_manager_snapshot.json"))
+    return exists(join(ray_storage(home), TRAIN_RUN, "checkpoint_manager_snapshot.json"))
 
 
 def reported(home: str) -> tuple[str, str] | None:
@@ -110,7 +110,7 @@ def reported(home: str) -> tuple[str, str] | None:
         return None
     from ray.train import Result  # seconds to import, and most commands find `best` without it
 
-    folder = join(home, "ray", TRAIN_RUN)
+    folder = join(ray_storage(home), TRAIN_RUN)
     filesystem, path = resolve(folder)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # else: four lines on how to start a new run
     try:

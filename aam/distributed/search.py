@@ -10,7 +10,8 @@ from ray import tune
 
 from aam.config import RunConfig, SweepConfig
 
-_GROUPS = ("data", "model", "loss", "loop", "ray")
+GROUPS = ("data", "model", "loss", "loop", "ray")
+"""Fields of a run's settings that hold its flags."""
 _FIXED = {
     # where and on what the trials run
     *("num_workers", "cpus_per_worker", "use_gpu", "placement", "storage_path", "ray_address", "max_failures"),
@@ -66,7 +67,7 @@ def search_space(sweep: SweepConfig, config: RunConfig) -> dict[str, Any]:
 def setting_types(config: RunConfig) -> dict[str, Any]:
     """Settings that trials may differ in, with the type of their values, or the words to choose from."""
     found = {}
-    for group in _GROUPS:
+    for group in GROUPS:
         hints = get_type_hints(type(getattr(config, group)))
         for field in fields(getattr(config, group)):
             if field.name not in _FIXED:

@@ -20,6 +20,7 @@ from ray.tune.search import BasicVariantGenerator
 
 from aam.config import RayConfig, RunConfig
 from aam.distributed.checkpoints import SCORE, TRAIN_RUN, TRIALS, copy_logs, ray_storage
+from aam.distributed.search import GROUPS
 from aam.distributed.storage import join, resolve
 from aam.distributed.worker import share, train_worker
 from aam.plan import RunPlan
@@ -207,7 +208,7 @@ def with_settings(config: RunConfig, settings: dict[str, Any], output_dir: Path)
         For a value that no run could use.
     """
     groups = {}
-    for name in ("data", "model", "loss", "loop", "ray"):
+    for name in GROUPS:
         group = getattr(config, name)
         own = {field.name for field in dataclasses.fields(group)} & settings.keys()
         groups[name] = dataclasses.replace(group, **{key: settings[key] for key in own})

@@ -22,6 +22,7 @@ from aam.data.prepare import default_cache
 from aam.distributed.checkpoints import SCORE
 from aam.distributed.storage import Uploader, exists, fetch, fetch_to, join, name_of, upload
 from aam.plan import RunPlan
+from aam.training.checkpoint import CONFIG
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -73,11 +74,12 @@ def _log_folder(home: str) -> Path:
 
 def share(plan: RunPlan, home: str, storage_path: str) -> None:
     """Copy what the workers read to where all of them can: the prepared dataset, and the base of stage 2."""
-    dataset = join(storage_path, "datasets", plan.dataset.folder.name)
-    if not exists(join(dataset, MANIFEST)):
-        upload(plan.dataset.folder, dataset, last=MANIFEST)
-    if plan.pretrained is not None and not exists(join(home, "base")):
-        upload(plan.pretrained, join(home, "base"))
+    wanted = [(plan.dataset.folder, join(storage_path, "datasets", plan.dataset.folder.name), MANIFEST)]
+    if plan.pretrained is not None:
+        wanted.append((plan.pretrained, join(home, "base"), CONFIG))
+    for folder, location, last in wanted:
+        if not exists(join(location, last)):
+            upload(folder, location, last=last)
 
 
 def at_hand(plan: RunPlan, home: str, storage_path: str | None) -> RunPlan:
