@@ -18,6 +18,7 @@ Location = NewType("Location", str)
 DEFAULT_MAX_BP = 150
 DEFAULT_RAREFY_DEPTH = 1000
 DEFAULT_TOKEN_LIMIT = 1024
+DEFAULT_COUNT_WEIGHT = 0.1
 
 
 def is_uri(location: str | Path) -> bool:
@@ -71,6 +72,9 @@ class DataConfig:
     """ASVs kept of a sample. [default: 1024, or as pretrained]"""
     token_choice: Literal["abundance", "random", "first"] | None = None
     """Which ASVs --token-limit keeps. [default: abundance, or as pretrained]"""
+    fixed_rarefaction: bool = False
+    """One draw of reads for all epochs, as validation has it: with --freeze-base, what the base says of a sample is
+    then computed once. Otherwise each epoch sees other reads, which helps against overfitting."""
     max_bp: int | None = None
     """Longest sequence the model can read, in nucleotides. [default: 150, or as pretrained]"""
     max_missing_from_tree: float = 0.2
@@ -183,11 +187,17 @@ class LoopConfig:
     max_skipped_updates: int = 10
     """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass; auto is bf16 on CUDA and fp32 on CPU. Losses are always fp32."""
+    """Arithmetic of the forward pass; auto is bf16 on CUDA and fp32 on CPU. Losses are always fp32. On CPUs with bf16
+    instructions (AMX, AVX512-BF16) bf16 takes about half the time; the run says so where that is the case."""
     seed: int = 0
     """Seed of the weights, the split, the shuffles, the rarefaction and the masks."""
     asv_chunk_size: int | None = None
     """Distinct ASVs encoded at a time, activations recomputed in the backward pass: less memory, more time."""
+    gradient_checkpointing: bool = False
+    """Compute each transformer block's activations anew in the backward pass: far less memory, a third more time."""
+    base_cache: bool = True
+    """Compute what a frozen base says of ASVs, and of samples whose draw does not change, once, and keep it beside the
+    prepared dataset for all runs. Otherwise it is computed for every batch."""
     use_expandable_segments: bool = False
     """CUDA allocator with expandable segments: less fragmentation of GPU memory."""
     clear_cache: Literal["batch", "epoch", "never"] = "never"
@@ -285,16 +295,17 @@ class TargetConfig:
     """Weights of the classes in the cross entropy; balanced: inversely to their frequency."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
-    count_weight: float = 0.1
-    """Weight of the loss on the abundances of masked ASVs; 0 leaves the count head out."""
+    count_weight: float | None = None
+    """Weight of the loss on the abundances of masked ASVs; 0 leaves the count head out. [default: 0.1; 0 with
+    --freeze-base, where the count head trains nothing that the target uses]"""
     count_mask_fraction: float = 0.15
     """Share of a sample's ASVs whose abundance the count head has to fill in."""
     base_weight: float = 0.0
     """Weight of the UniFrac loss in stage 2; needs --tree and --no-freeze-base."""
 
     def __post_init__(self) -> None:
-        for flag in ("count_weight", "base_weight"):
-            _require(getattr(self, flag) >= 0, f"--{flag.replace('_', '-')} must not be negative")
+        _require(self.count_weight is None or self.count_weight >= 0, "--count-weight must not be negative")
+        _require(self.base_weight >= 0, "--base-weight must not be negative")
         _require(self.target_weight > 0, "--target-weight must be above 0")
         _require(0 < self.count_mask_fraction < 1, "--count-mask-fraction must be between 0 and 1")
         _require(0 < self.quantile < 1, "--quantile must be between 0 and 1")
@@ -333,7 +344,7 @@ class TrainConfig:
     pretrained: Location | None = None
     """Stage 1 run folder (its best checkpoint is taken) or a checkpoint, path or URI. Without it: from scratch."""
     freeze_base: bool = False
-    """Keep the pretrained encoder as it is and train the heads only."""
+    """Keep the pretrained encoder as it is and train the heads only; what it says is computed once (--base-cache)."""
     resume: bool = False
     """Go on with the interrupted run in --output-dir."""
     resume_or_start: bool = False
@@ -360,6 +371,13 @@ class TrainConfig:
             _require(not self.freeze_base, "--base-weight trains the base, which --freeze-base keeps as it is")
         _check_batch(self.loop, self.ray)
 
+    @property
+    def count_weight(self) -> float:
+        """Weight of the count head's loss, as given or as it is by default."""
+        if self.loss.count_weight is not None:
+            return self.loss.count_weight
+        return 0.0 if self.freeze_base else DEFAULT_COUNT_WEIGHT
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
@@ -384,6 +402,8 @@ class PredictConfig:
     """Samples at a time."""
     asv_chunk_size: int = 1024
     """Distinct ASVs encoded at a time."""
+    base_cache: bool = True
+    """Read, and keep beside the prepared dataset, what a frozen base says of ASVs and samples."""
     cache_dir: Path | None = None
     """Where prepared datasets are kept. [default: $AAM_CACHE or ~/.cache/aam]"""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aam.config import LoopConfig, PretrainConfig, RunConfig, TrainConfig, to_dict
+from aam.config import DEFAULT_COUNT_WEIGHT, LoopConfig, PretrainConfig, RunConfig, TrainConfig, to_dict
 from aam.data import synthetic
 from aam.data.dataset import PreparedDataset
 from aam.data.prepare import default_cache, prepare
@@ -32,6 +32,7 @@ FREE_ON_RESUME = (
     "data.cache_dir",
     "loop.loader_workers",
     "loop.clear_cache",
+    "loop.base_cache",
     "loop.use_expandable_segments",
     "loop.wandb",
     "loop.mlflow",
@@ -53,6 +54,7 @@ class RunPlan:
     loop: LoopConfig
     mask_fraction: float = 0.0
     count_mask_fraction: float = 0.0
+    fixed_rarefaction: bool = False
     targets: dict[str, Any] = field(default_factory=dict)
     """Target of each sample, in its own units."""
     pretrained: Path | None = None
@@ -109,6 +111,11 @@ def make_plan(
     spec = ModelSpec(encoder=sizes, contract=contract)
     if isinstance(config, TrainConfig):
         spec = predictor_spec(spec, config, split, targets)
+        if config.freeze_base and config.loss.count_weight is None:
+            notes.append(
+                "no count head: beside a frozen base it trains nothing that the target uses (--count-weight "
+                f"{DEFAULT_COUNT_WEIGHT} adds it)"
+            )
     if use_tree:
         mean, variance = estimate_distances(dataset, split.train, contract)
         spec = dataclasses.replace(spec, distance_mean=mean, distance_variance=variance)
@@ -122,6 +129,7 @@ def make_plan(
         loop=config.loop,
         mask_fraction=_mask_fraction(config),
         count_mask_fraction=_count_mask_fraction(config),
+        fixed_rarefaction=config.data.fixed_rarefaction,
         targets=targets,
         pretrained=None if pretrained is None else pretrained[0],
         notes=tuple(notes),
@@ -180,7 +188,7 @@ def _weights(config: RunConfig) -> LossWeights:
     if isinstance(config, PretrainConfig):
         return LossWeights(base=config.loss.base_weight, nuc=config.loss.nuc_weight)
     loss = config.loss
-    return LossWeights(target=loss.target_weight, count=loss.count_weight, base=loss.base_weight)
+    return LossWeights(target=loss.target_weight, count=config.count_weight, base=loss.base_weight)
 
 
 def _mask_fraction(config: RunConfig) -> float:
@@ -188,7 +196,7 @@ def _mask_fraction(config: RunConfig) -> float:
 
 
 def _count_mask_fraction(config: RunConfig) -> float:
-    return config.loss.count_mask_fraction if isinstance(config, TrainConfig) and config.loss.count_weight else 0.0
+    return config.loss.count_mask_fraction if isinstance(config, TrainConfig) and config.count_weight else 0.0
 
 
 def check_resumable(saved: dict[str, Any], config: RunConfig, folder: Path) -> None:

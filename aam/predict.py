@@ -16,7 +16,7 @@ from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.data.prepare import prepare
 from aam.plan import with_builtin_data
-from aam.training.asv_cache import ASVCache
+from aam.training.base_cache import BaseCache
 from aam.training.checkpoint import Checkpoint
 from aam.training.losses import LossWeights
 from aam.training.metrics import class_probabilities
@@ -78,7 +78,14 @@ def predict(config: PredictConfig, loaded: Checkpoint, record: dict[str, Any] | 
             f"{dataset.manifest['sources']['table']}: none of {len(wanted)} samples can be predicted, the first: "
             f"{wanted[0]} ({skipped[wanted[0]]}); the model was trained on {depth} reads of each"
         )
-    predicted = predict_samples(loaded, dataset, enough, batch_size=config.batch_size, chunk_size=config.asv_chunk_size)
+    predicted = predict_samples(
+        loaded,
+        dataset,
+        enough,
+        batch_size=config.batch_size,
+        chunk_size=config.asv_chunk_size,
+        base_cache=config.base_cache,
+    )
     probabilities = class_probabilities(predicted) if target.classes else None
     if probabilities is None:
         values = target.transform.inverse(predicted[:, 0]).tolist()
@@ -142,6 +149,7 @@ def predict_samples(
     *,
     batch_size: int = 32,
     chunk_size: int = 1024,
+    base_cache: bool = True,
     device: torch.device | None = None,
 ) -> np.ndarray:
     """What the model says of samples, as it says it.
@@ -156,6 +164,8 @@ def predict_samples(
         Which samples.
     batch_size, chunk_size : int
         Samples, and distinct ASVs, at a time.
+    base_cache : bool
+        Read and keep on disk what a frozen base says.
     device : torch.device, optional
         Default: the GPU where there is one.
 
@@ -168,14 +178,17 @@ def predict_samples(
     model = loaded.model.to(device).eval()
     plan = BatchPlan(dataset=dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=batch_size)
     objective = Objective(weights=LossWeights(), target=loaded.spec.target)
-    cache = ASVCache(model, dataset, None, chunk_size)
-    found = []
     batches = EpochBatches(plan, FIXED_DRAW)
+    # A base that was trained along with its heads is not met again by other runs.
+    cache = BaseCache(
+        model, dataset, plan.contract, None, chunk_size=chunk_size, on_disk=base_cache and loaded.spec.freeze_base
+    )
+    cache.fill([batches])
+    found = []
     for index in range(len(batches)):
-        host_batch = batches[index]
-        batch = host_batch.to(device)
-        vectors = cache.vectors(host_batch.asvs, batch)
-        _, predictions = step(model, batch, objective, asv_vectors=vectors)
+        batch = batches[index]
+        known = cache.known(batch, fixed_draws=True)
+        _, predictions = step(model, batch.to(device), objective, known=known)
         assert predictions.target is not None
         found.append(predictions.target.cpu().numpy())
     return np.concatenate(found)

@@ -88,7 +88,7 @@ def predictor_spec(spec: ModelSpec, config: TrainConfig, split: Split, targets: 
         attention_layers=_decide(config.model.attention_layers, None, 4),
         dropout=spec.encoder.dropout,
         outputs=target.outputs,
-        count_head=loss.count_weight > 0,
+        count_head=config.count_weight > 0,
     )
     return dataclasses.replace(spec, predictor=predictor, target=target, freeze_base=config.freeze_base)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from aam.config import LoopConfig
 from aam.data.batches import BatchPlan, build_batch
+from aam.model.layers import Transformer
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
 from aam.plan import RunPlan
@@ -57,6 +58,9 @@ def build_task(
         calibrate_distances(encoder, train, objective, device)
     _freeze_unused(encoder, plan)
     encoder.asv_encoder.after_chunk = partial(clear_cache, config, "batch")
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.recompute = config.gradient_checkpointing
     return Task(
         spec=plan.spec,
         model=model,
@@ -85,6 +89,7 @@ def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:
         unifrac=plan.weights.base > 0,
         mask_fraction=plan.mask_fraction,
         count_mask_fraction=plan.count_mask_fraction,
+        fixed_rarefaction=plan.fixed_rarefaction,
         targets=None if target is None else target.encode([plan.targets[s] for s in sample_ids]),
     )
 

@@ -60,12 +60,13 @@ def train_config(
     target: TargetConfig | None = None,
     pretrained: Path | None = None,
     freeze_base: bool = False,
+    data: DataConfig | None = None,
     **loop: Any,
 ) -> TrainConfig:
     settings = {"batch_size": 8, "epochs": 2, "lr": 1e-3, **loop}
     return TrainConfig(
         output_dir=output_dir,
-        data=data_config(folder),
+        data=data or data_config(folder),
         model=model,
         loss=target or TargetConfig(target="gradient"),
         loop=LoopConfig(**settings),

@@ -102,6 +102,19 @@ def test_classes_of_stage_2(synthetic_folder):
     assert plan.spec.target.class_weights == pytest.approx(weights)
 
 
+@pytest.mark.parametrize(
+    ("freeze_base", "given", "expected"), [(False, None, 0.1), (True, None, 0), (True, 0.3, 0.3), (False, 0, 0)]
+)
+def test_a_count_head_is_left_out_where_nothing_would_learn_from_it(synthetic_folder, freeze_base, given, expected):
+    target = TargetConfig(target="gradient", count_weight=given)
+    config = train_config(synthetic_folder, OUT, target=target, freeze_base=freeze_base, pretrained=Path("base"))
+    plan = make_plan(config)
+    assert plan.weights.count == expected
+    assert plan.spec.predictor.count_head == (expected > 0) == (plan.count_mask_fraction > 0)
+    said = any("no count head" in note and "--count-weight 0.1 adds it" in note for note in plan.notes)
+    assert said == (freeze_base and given is None)
+
+
 def test_the_parts_keep_subjects_apart(synthetic_folder):
     plan = make_plan(pretrain_config(synthetic_folder, OUT))
     subject = plan.dataset.metadata["subject"]
@@ -177,7 +190,7 @@ def test_what_does_not_change_the_result_may_differ(saved):
         resume=True,
         ray=RayConfig(num_workers=4, max_failures=0),
         data=dataclasses.replace(config.data, cache_dir=Path("cache")),
-        loop=dataclasses.replace(config.loop, loader_workers=2, clear_cache="epoch"),
+        loop=dataclasses.replace(config.loop, loader_workers=2, clear_cache="epoch", base_cache=False),
     )
     check_resumable(record, moved, OUT)
 

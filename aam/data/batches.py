@@ -41,6 +41,18 @@ class BatchPlan:
     """Share of a sample's ASVs whose abundance is masked for the count head."""
     targets: np.ndarray | None = None
     """float32 (transformed) or int64 (classes), by position in `sample_ids`."""
+    fixed_rarefaction: bool = False
+    """Whether all epochs see one draw of each sample, the one of validation; they still shuffle and mask anew."""
+
+    def draw_epoch(self, epoch: int) -> int:
+        """Key of an epoch's draws: `FIXED_DRAW` where these are the same in all epochs."""
+        nothing_drawn = not self.contract.rarefy_depth and self.contract.token_choice != "random"
+        return FIXED_DRAW if self.fixed_rarefaction or nothing_drawn else epoch
+
+    def draw(self, sample_id: str, epoch: int) -> Draw:
+        """What an epoch sees of a sample."""
+        asvs, counts = self.dataset.sample(self.dataset.row[sample_id])
+        return draw_sample(asvs, counts, sample_id, self.contract, self.draw_epoch(epoch))
 
 
 class EpochBatches(torch.utils.data.Dataset):
@@ -65,6 +77,20 @@ class EpochBatches(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    @property
+    def has_fixed_draws(self) -> bool:
+        """Whether a sample is the same here as in validation and prediction."""
+        return self.plan.draw_epoch(self.epoch) == FIXED_DRAW
+
+    def possible_asvs(self) -> np.ndarray:
+        """ASVs, ascending, that this epoch, or one that draws like it, can show on any worker."""
+        plan = self.plan
+        if self.has_fixed_draws:
+            shown = [plan.draw(sample_id, self.epoch)[0] for sample_id in plan.sample_ids]
+        else:
+            shown = [plan.dataset.sample(plan.dataset.row[sample_id])[0] for sample_id in plan.sample_ids]
+        return np.unique(np.concatenate(shown))
 
     def own_positions(self) -> list[np.ndarray]:
         """Positions in the plan's `sample_ids` of this worker's share of each batch."""
@@ -98,10 +124,7 @@ def build_batch(
         This worker, and the number of workers.
     """
     ids = [plan.sample_ids[int(p)] for p in positions]
-    draws = []
-    for sample_id in ids:
-        asvs, counts = plan.dataset.sample(plan.dataset.row[sample_id])
-        draws.append(draw_sample(asvs, counts, sample_id, plan.contract, epoch))
+    draws = [plan.draw(sample_id, epoch) for sample_id in ids]
     shares = np.array_split(np.arange(len(ids)), world)
     own = slice(int(shares[rank][0]), int(shares[rank][-1]) + 1)
     distinct, slot, mask, log_abundance = _slots(draws[own])

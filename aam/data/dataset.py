@@ -103,6 +103,11 @@ class PreparedDataset:
         return asvs[cells], reads[cells]
 
     @cached_property
+    def richness(self) -> np.ndarray:
+        """int64 [samples]: ASVs of each sample."""
+        return np.diff(self._cells[0])
+
+    @cached_property
     def depths(self) -> np.ndarray:
         """int64 [samples]: reads of each sample."""
         offsets, _, reads = self._cells

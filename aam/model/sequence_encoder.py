@@ -19,6 +19,16 @@ from aam.model.sizes import EncoderSizes
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownOutputs:
+    """What an encoder said of a batch before, and need not be asked again."""
+
+    asvs: Tensor
+    """[U, D]: vectors of the ASVs."""
+    samples: tuple[Tensor, Tensor] | None = None
+    """`states` [B, S, D] and `summary` [B, D] of its output, where these are known too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderOutput:
     """What a SequenceEncoder says of a batch."""
 
@@ -62,7 +72,7 @@ class SequenceEncoder(nn.Module):
         self.distance_log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, batch: Batch, *, chunk_size: int | None = None, asv_vectors: Tensor | None = None
+        self, batch: Batch, *, chunk_size: int | None = None, known: KnownOutputs | None = None
     ) -> EncoderOutput:
         """Encode a batch.
 
@@ -72,10 +82,10 @@ class SequenceEncoder(nn.Module):
             Samples on the device of the model.
         chunk_size : int, optional
             Distinct ASVs encoded at a time.
-        asv_vectors : Tensor [U, D], optional
-            Vectors of the batch's ASVs, where they are known already; no nucleotide is predicted then.
+        known : KnownOutputs, optional
+            What is known already; no nucleotide is predicted then.
         """
-        if asv_vectors is None:
+        if known is None:
             vectors_UD, logits_UKV = self.asv_encoder(
                 batch.tokens,
                 padded=batch.asvs_padded,
@@ -83,11 +93,14 @@ class SequenceEncoder(nn.Module):
                 chunk_size=chunk_size,
             )
         else:
-            vectors_UD, logits_UKV = asv_vectors, None
+            vectors_UD, logits_UKV = known.asvs, None
         # An embedding look-up: its backward adds in a fixed order, plain indexing on CPU does not.
         asvs_BSD = F.embedding(batch.slot, vectors_UD)
-        states_BSD = self.transformer(asvs_BSD + self.abundance(batch.log_abundance), batch.slot_mask)
-        summary_BD = self.summary(states_BSD, batch.slot_mask, batch.log_abundance)
+        if known is None or known.samples is None:
+            states_BSD = self.transformer(asvs_BSD + self.abundance(batch.log_abundance), batch.slot_mask)
+            summary_BD = self.summary(states_BSD, batch.slot_mask, batch.log_abundance)
+        else:
+            states_BSD, summary_BD = known.samples
         with torch.autocast(summary_BD.device.type, enabled=False):
             embedding_BD = self.embedding(summary_BD.float())
             return EncoderOutput(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aam.batch import Batch
 from aam.model.layers import AbundanceEmbedding, SampleSummary, Transformer
-from aam.model.sequence_encoder import EncoderOutput, SequenceEncoder
+from aam.model.sequence_encoder import EncoderOutput, KnownOutputs, SequenceEncoder
 from aam.model.sizes import PredictorSizes
 
 
@@ -67,11 +67,11 @@ class SequencePredictor(nn.Module):
         return self
 
     def forward(
-        self, batch: Batch, *, chunk_size: int | None = None, asv_vectors: Tensor | None = None
+        self, batch: Batch, *, chunk_size: int | None = None, known: KnownOutputs | None = None
     ) -> PredictorOutput:
         """Predict the target of a batch; see `SequenceEncoder.forward` for the parameters."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
-            base = self.base(batch, chunk_size=chunk_size, asv_vectors=asv_vectors)
+            base = self.base(batch, chunk_size=chunk_size, known=known)
         # Stage 1 may have learned to look past abundances, which most targets depend on.
         states_BSD = base.states + self.target_abundance(batch.log_abundance)
         states_BSD = self.target_encoder(states_BSD, batch.slot_mask)

@@ -71,6 +71,11 @@ def all_reduce_max(values: Tensor) -> Tensor:
     return values
 
 
+def barrier(device: torch.device) -> None:
+    """Wait for all workers."""
+    all_reduce_sum(torch.zeros((), device=device)).item()
+
+
 def gather_array(values: np.ndarray, device: torch.device) -> np.ndarray:
     """Concatenate a one-dimensional array of each worker, in the order of the workers.
 

@@ -18,11 +18,12 @@ from aam.batch import Batch
 from aam.config import LoopConfig
 from aam.data.batches import BatchPlan, EpochBatches, count_batches
 from aam.data.draw import FIXED_DRAW, generator
+from aam.model.sequence_encoder import KnownOutputs
 from aam.training import checkpoint, collectives
-from aam.training.asv_cache import ASVCache
+from aam.training.base_cache import BaseCache
 from aam.training.checkpoint import ModelSpec, TrainingState
 from aam.training.logs import ProgressBar, RunLog, summary_line
-from aam.training.memory import clear_cache, out_of_memory_advice
+from aam.training.memory import clear_cache, keep_freed_memory, out_of_memory_advice
 from aam.training.metrics import EpochArrays, EpochRecord
 from aam.training.optimizer import make_optimizer, update
 from aam.training.schedule import Schedule, make_schedule
@@ -68,8 +69,8 @@ class Engine:
     log: RunLog
     device: torch.device
     autocast: torch.dtype | None
-    cache: ASVCache | None
-    """Vectors of the ASVs, where the encoder is frozen."""
+    cache: BaseCache | None
+    """What the encoder says of ASVs and samples, where it is frozen."""
 
 
 def fit(task: Task, resume_from: Path | None = None) -> TrainingState:
@@ -101,6 +102,8 @@ def fit(task: Task, resume_from: Path | None = None) -> TrainingState:
     )
     try:
         with advice:
+            if engine.cache is not None:
+                engine.cache.fill([EpochBatches(task.train, 1), EpochBatches(task.val, FIXED_DRAW)])
             while state.epoch < task.config.epochs and state.bad_epochs < task.config.patience:
                 _run_epoch(engine, state)
     finally:
@@ -157,7 +160,7 @@ def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> dict[str, f
     bar = ProgressBar(epoch, config.epochs, len(batches), shown=collectives.rank() == 0, file=task.bar_file)
     pending: list[tuple[torch.Tensor, list[str]]] = []  # updates not yet looked at: flag, samples
     running, finite, group_ids = torch.zeros((), device=engine.device), _true(engine), []
-    for number, (batch, asv_vectors) in enumerate(load(engine, batches), start=1):
+    for number, (batch, known) in enumerate(load(engine, batches), start=1):
         group = _group_size(number, len(batches), config.gradient_accumulation_steps)
         last_of_group = number % config.gradient_accumulation_steps == 0 or number == len(batches)
         with _no_sync(engine.module, not last_of_group):
@@ -167,7 +170,7 @@ def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> dict[str, f
                 task.objective,
                 autocast=engine.autocast,
                 chunk_size=config.asv_chunk_size,
-                asv_vectors=asv_vectors,
+                known=known,
             )
             task.objective.weights.check(losses)
             total = task.objective.weights.total(losses)
@@ -202,7 +205,7 @@ def validate(engine: Engine) -> tuple[dict[str, float], EpochArrays]:
     engine.module.eval()
     record = EpochRecord(task.objective, engine.device)
     batches = EpochBatches(task.val, FIXED_DRAW, rank=collectives.rank(), world=collectives.world_size())
-    for batch, asv_vectors in load(engine, batches):
+    for batch, known in load(engine, batches):
         # The bare model: DDP has nothing to do without gradients.
         losses, predictions = step(
             task.model,
@@ -210,7 +213,7 @@ def validate(engine: Engine) -> tuple[dict[str, float], EpochArrays]:
             task.objective,
             autocast=engine.autocast,
             chunk_size=task.config.asv_chunk_size,
-            asv_vectors=asv_vectors,
+            known=known,
         )
         record.add(batch, losses, predictions)
         clear_cache(task.config, "batch")
@@ -218,8 +221,8 @@ def validate(engine: Engine) -> tuple[dict[str, float], EpochArrays]:
     return record.losses() | arrays.metrics(task.objective.target), arrays
 
 
-def load(engine: Engine, batches: EpochBatches) -> Iterator[tuple[Batch, torch.Tensor | None]]:
-    """The batches on the device, with their ASV vectors where the encoder is frozen."""
+def load(engine: Engine, batches: EpochBatches) -> Iterator[tuple[Batch, KnownOutputs | None]]:
+    """The batches on the device, with what a frozen encoder is known to say of them."""
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -227,8 +230,10 @@ def load(engine: Engine, batches: EpochBatches) -> Iterator[tuple[Batch, torch.T
         pin_memory=engine.device.type == "cuda",
     )
     for host_batch in loader:
-        batch = host_batch.to(engine.device)
-        yield batch, None if engine.cache is None else engine.cache.vectors(host_batch.asvs, batch)
+        known = None
+        if engine.cache is not None:
+            known = engine.cache.known(host_batch, fixed_draws=batches.has_fixed_draws)
+        yield host_batch.to(engine.device), known
 
 
 def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState) -> Engine:
@@ -251,6 +256,15 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
     torch.backends.cuda.enable_cudnn_sdp(False)
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     autocast = torch.bfloat16 if bf16 else None
+    if device.type == "cpu":
+        keep_freed_memory()
+        if config.precision == "auto" and collectives.rank() == 0 and _cpu_has_bf16():
+            print("note: this CPU has bf16 instructions; --precision bf16 takes about half the time", flush=True)
+    cache = None
+    if task.spec.freeze_base and config.base_cache:
+        cache = BaseCache(
+            task.model, task.train.dataset, task.spec.contract, autocast, chunk_size=config.asv_chunk_size
+        )
     return Engine(
         task=task,
         module=module,
@@ -259,8 +273,12 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
         log=_open_log(task, state),
         device=device,
         autocast=autocast,
-        cache=ASVCache(task.model, task.train.dataset, autocast) if task.spec.freeze_base else None,
+        cache=cache,
     )
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _open_log(task: Task, state: TrainingState) -> RunLog:

@@ -1,7 +1,8 @@
-"""GPU memory: what to set, what to hand back, and what to say when there was not enough."""
+"""Memory: what to set, what to hand back, and what to say when there was not enough."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,26 @@ EXPANDABLE_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 class OutOfMemoryError(RuntimeError):
     """The GPU's memory was not enough; the message says what to lower."""
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed for the next allocation, in this process, from now on.
+
+    Otherwise each step takes its activations anew from the system, which clears every page of them: a third of a
+    step on a CPU. The process stays as large as its largest step was.
+
+    Returns
+    -------
+    bool
+        False where the C library is not glibc, and nothing was changed.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # mallopt(3)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**26}
+    return all(mallopt(option, value) == 1 for option, value in settings.items())
 
 
 def clear_cache(config: LoopConfig, moment: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aam.batch import Batch
-from aam.model.sequence_encoder import unifrac_distances
+from aam.model.sequence_encoder import KnownOutputs, unifrac_distances
 from aam.training.collectives import all_gather_rows
 from aam.training.losses import (
     Losses,
@@ -55,7 +55,7 @@ def step(
     *,
     autocast: torch.dtype | None = None,
     chunk_size: int | None = None,
-    asv_vectors: Tensor | None = None,
+    known: KnownOutputs | None = None,
 ) -> tuple[Losses, Predictions]:
     """Run the model on a batch and score it.
 
@@ -71,11 +71,11 @@ def step(
         Arithmetic of the forward pass; losses are float32 always.
     chunk_size : int, optional
         Distinct ASVs encoded at a time.
-    asv_vectors : Tensor [U, D], optional
-        Vectors of the batch's ASVs, where they are known.
+    known : KnownOutputs, optional
+        What is known already of what the encoder says of the batch.
     """
     with torch.autocast(batch.tokens.device.type, dtype=autocast, enabled=autocast is not None):
-        output = model(batch, chunk_size=chunk_size, asv_vectors=asv_vectors)
+        output = model(batch, chunk_size=chunk_size, known=known)
     encoder = output if objective.target is None else output.base
     base = nuc = count = target = None
     predicted: dict[str, Tensor] = {}

@@ -18,7 +18,7 @@ from aam.data import tokens
 from aam.model import asv_encoder
 from aam.model.asv_encoder import kmer_frequencies
 from aam.model.layers import Transformer
-from aam.model.sequence_encoder import SequenceEncoder, unifrac_distances
+from aam.model.sequence_encoder import KnownOutputs, SequenceEncoder, unifrac_distances
 from aam.model.sequence_predictor import SequencePredictor
 
 SEQUENCES = random_sequences(9)
@@ -121,9 +121,19 @@ def test_known_asv_vectors_in_the_place_of_the_asv_encoder(kind):
     model, batch = make_model(kind), batch_of(masked=0)
     base = model.base if kind == "predictor" else model
     known, _ = base.asv_encoder(batch.tokens)
-    assert_close(facts(model, batch, asv_vectors=known), facts(model, batch))
-    other = facts(model, batch, asv_vectors=known.flip(0))
+    assert_close(facts(model, batch, known=KnownOutputs(asvs=known)), facts(model, batch))
+    other = facts(model, batch, known=KnownOutputs(asvs=known.flip(0)))
     assert (other["embedding"] - facts(model, batch)["embedding"]).abs().max() > 1e-3
+
+
+def test_known_samples_in_the_place_of_the_base():
+    model, batch = make_model("predictor"), batch_of(masked=0)
+    expected = facts(model, batch)
+    vectors, base = model.base.asv_encoder(batch.tokens)[0], model(batch).base
+    known = KnownOutputs(asvs=vectors, samples=(base.states, base.summary))
+    assert_close(facts(model, batch, known=known), expected)
+    other = facts(model, batch, known=KnownOutputs(asvs=vectors, samples=(base.states.flip(-1), base.summary)))
+    assert (other["target"] - expected["target"]).abs().max() > 1e-3
 
 
 def test_asvs_of_one_length_need_no_mask():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import CPU, STILL, TINY, pretrain_plan, train_config
+from runs import CPU, STILL, TINY, data_config, pretrain_plan, train_config
 
 from aam.data.batches import EpochBatches
 from aam.plan import make_plan
@@ -29,6 +29,22 @@ def test_stage_1_on_a_gpu_is_stage_1_on_the_cpu(synthetic_folder, tmp_path):
 def test_stage_2_on_a_gpu_is_stage_2_on_the_cpu(synthetic_folder, tmp_path):
     plan = make_plan(train_config(synthetic_folder, tmp_path, model=STILL, precision="fp32", epochs=3))
     assert losses(fit(build_task(plan, GPU))) == pytest.approx(losses(fit(build_task(plan, CPU))), rel=1e-3)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-2)])
+def test_what_a_frozen_base_says_is_kept(synthetic_folder, tmp_path, precision, tolerance, fixed):
+    found = []
+    for cached in (False, True, True):
+        data = data_config(synthetic_folder, fixed_rarefaction=fixed, cache_dir=tmp_path / "cache")
+        config = train_config(
+            synthetic_folder, tmp_path, model=STILL, pretrained=tmp_path, freeze_base=True, data=data,
+            precision=precision, epochs=3, base_cache=cached,
+        )  # fmt: skip
+        found.append(losses(fit(build_task(make_plan(config), GPU))))
+        assert (tmp_path / "cache" / "vectors").exists() == cached
+    assert found[1] == pytest.approx(found[0], rel=tolerance)
+    assert found[2] == pytest.approx(found[1], rel=tolerance)
 
 
 @pytest.mark.parametrize("options", [{}, {"asv_chunk_size": 16}, {"loader_workers": 1}, {"clear_cache": "batch"}])

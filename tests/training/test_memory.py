@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,3 +113,27 @@ def test_the_environment_of_expandable_segments_is_one_that_torch_reads():
     assert value == "expandable_segments:True"
     libraries = list((Path(torch.__file__).parent / "lib").glob("*c10.*"))
     assert any(name.encode() in library.read_bytes() for library in libraries)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_freed_memory_is_used_again():
+    """Steps after the first few get their memory without a page fault for each page of it."""
+    script = """
+import resource, sys, torch
+from aam.training.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):  # until the heap has grown
+    torch.ones(2**25)
+before = faults()
+for _ in range(4):
+    torch.ones(2**25)
+print((faults() - before) * resource.getpagesize() / 2**27)
+"""
+    shares = {}
+    for wanted in ("keep", "leave"):
+        run = [sys.executable, "-c", script, wanted]
+        shares[wanted] = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+    assert shares["keep"] < 0.1
+    assert shares["leave"] > 1
