@@ -22,7 +22,9 @@ from aam.model.sequence_encoder import SequenceEncoder, unifrac_distances
 from aam.training.step import Objective
 
 CHUNK = 256
-"""Slots that are encoded at a time."""
+"""Slots of each sample that are encoded at a time."""
+SAMPLES = 8
+"""Samples of a chunk: those of a larger batch, all at once, take more than 24 GiB."""
 
 
 class NaiveEncoder(nn.Module):
@@ -54,32 +56,40 @@ class NaiveEncoder(nn.Module):
         mask_BS = F.pad(batch.slot_mask, (0, padding))
         log_abundance_BS = F.pad(batch.log_abundance, (0, padding))
         slot_BS = F.pad(batch.slot, (0, padding))
-        rows = (tokens_UL[slot_BS], seen_UL[slot_BS], mask_BS)
-        chunks = [self._encode(*chunk) for chunk in zip(*(t.flatten(0, 1).split(CHUNK) for t in rows), strict=True)]
-        asvs_BSD = torch.cat([vectors for vectors, _ in chunks]).view(*mask_BS.shape, -1)
-        logits_NLV = torch.cat([logits for _, logits in chunks])[mask_BS.flatten()]
+        groups = [
+            self._encode(*group)
+            for group in zip(*(t.split(SAMPLES) for t in (tokens_UL[slot_BS], seen_UL[slot_BS], mask_BS)), strict=True)
+        ]
+        asvs_BSD, logits_NLV = (torch.cat(parts) for parts in zip(*groups, strict=True))
         states_BSD = self._run(self.asvs, asvs_BSD + self.encoder.abundance(log_abundance_BS), mask_BS)
         summary_BD = self.encoder.summary(states_BSD, mask_BS, log_abundance_BS)
         return self.encoder.embedding(summary_BD.float()), logits_NLV
 
-    def _encode(self, tokens_CL: Tensor, seen_CL: Tensor, full_C: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [C, D] and nucleotide scores [C, L, V] of a chunk of slots; 0 in empty ones."""
+    def _encode(self, *of_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [B, S, D], and nucleotide scores [N, L, V] of the slots that are full, of some samples."""
+        chunks = zip(*(t.split(CHUNK, dim=1) for t in of_samples), strict=True)
+        vectors, logits = zip(*(self._encode_chunk(*chunk) for chunk in chunks), strict=True)
+        full_BS = of_samples[-1]
+        return torch.cat(vectors, dim=1), torch.cat(logits, dim=1)[full_BS]
+
+    def _encode_chunk(self, tokens_BCL: Tensor, seen_BCL: Tensor, full_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [B, C, D] and nucleotide scores [B, C, L, V] of a chunk of slots; 0 in empty ones."""
         asv_encoder = self.encoder.asv_encoder
-        (C, L), D, V = tokens_CL.shape, self.sizes.embedding_dim, asv_encoder.nucleotide_head.out_features
-        vector_CD = torch.zeros(C, D, device=full_C.device)
-        logits_CLV = torch.zeros(C, L, V, device=full_C.device)
-        if full_C.any():
-            filled = torch.where(full_C)[0]
-            key_mask_NL = tokens_CL[filled] != PAD
-            x_NLD = asv_encoder.token(seen_CL[filled]) + asv_encoder.position.weight[:L]
+        L, D, V = tokens_BCL.shape[2], self.sizes.embedding_dim, asv_encoder.nucleotide_head.out_features
+        vector_BCD = torch.zeros(*full_BC.shape, D, device=full_BC.device)
+        logits_BCLV = torch.zeros(*full_BC.shape, L, V, device=full_BC.device)
+        if full_BC.any():
+            tokens_NL = tokens_BCL[full_BC]
+            key_mask_NL = tokens_NL != PAD
+            x_NLD = asv_encoder.token(seen_BCL[full_BC]) + asv_encoder.position.weight[:L]
             x_NLD = self._run(self.nucleotides, x_NLD, key_mask_NL)
             vector_ND = asv_encoder.norm(asv_encoder.pool(x_NLD, key_mask_NL))
             if asv_encoder.kmer:
-                frequencies = kmer_frequencies(tokens_CL[filled], asv_encoder.kmer, vector_ND.dtype)
+                frequencies = kmer_frequencies(tokens_NL, asv_encoder.kmer, vector_ND.dtype)
                 vector_ND = vector_ND + asv_encoder.kmer_norm(asv_encoder.kmer_head(frequencies))
-            vector_CD[filled] = vector_ND.float()
-            logits_CLV[filled] = asv_encoder.nucleotide_head(x_NLD).float()
-        return vector_CD, logits_CLV
+            vector_BCD[full_BC] = vector_ND.float()
+            logits_BCLV[full_BC] = asv_encoder.nucleotide_head(x_NLD).float()
+        return vector_BCD, logits_BCLV
 
     def _run(self, stack: nn.TransformerEncoder, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
         def run(x_NTD: Tensor, empty_NT: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SCORES = 2**21
+SCORES = 2**20
 """Attention scores at a time: about what the caches hold."""
 
 
@@ -90,10 +90,11 @@ class _Attention(torch.autograd.Function):
             dqkv_nT3D = dqkv_NTE[rows].unflatten(2, (3, -1))
             _join(torch.bmm(weights.transpose(1, 2), dmixed), dqkv_nT3D, 2, heads)
             dweights = torch.bmm(dmixed, v.transpose(1, 2))
-            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dscores *= q.shape[-1] ** -0.5
-            _join(torch.bmm(dscores, k), dqkv_nT3D, 0, heads)
-            _join(torch.bmm(dscores.transpose(1, 2), q), dqkv_nT3D, 1, heads)
+            softmax_backward = torch.ops.aten._softmax_backward_data.out
+            dscores = softmax_backward(dweights, weights, -1, weights.dtype, grad_input=dweights)
+            scale = q.shape[-1] ** -0.5
+            _join(torch.bmm(dscores, k).mul_(scale), dqkv_nT3D, 0, heads)
+            _join(torch.bmm(dscores.transpose(1, 2), q).mul_(scale), dqkv_nT3D, 1, heads)
         return dqkv_NTE, None, None
 
 
@@ -118,8 +119,8 @@ def _join(part: Tensor, out_nTPD: Tensor, number: int, heads: int) -> None:
 
 def _weights(q: Tensor, k: Tensor, key_mask_NT: Tensor | None, rows: slice, heads: int) -> Tensor:
     """What each item takes from each other, [n * H, T, T]."""
-    scores = torch.bmm(q, k.transpose(1, 2)).mul_(q.shape[-1] ** -0.5)
+    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
     if key_mask_NT is not None:
         mask = key_mask_NT[rows, None, None]
         scores.view(-1, heads, *scores.shape[1:]).masked_fill_(~mask, float("-inf"))
-    return scores.softmax(dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)
