@@ -33,6 +33,7 @@ FREE_ON_RESUME = (
     "loop.loader_workers",
     "loop.clear_cache",
     "loop.base_cache",
+    "loop.gradient_checkpointing",
     "loop.use_expandable_segments",
     "loop.wandb",
     "loop.mlflow",
@@ -215,7 +216,9 @@ def check_resumable(saved: dict[str, Any], config: RunConfig, folder: Path) -> N
     changed = [
         f"--{key.split('.')[-1].replace('_', '-')}"
         for key in now
-        if before.get(key) != now[key] and not f"{key}.".startswith(tuple(f"{k}." for k in FREE_ON_RESUME))
+        if key in before  # not a setting that came later
+        and before[key] != now[key]
+        and not f"{key}.".startswith(tuple(f"{k}." for k in FREE_ON_RESUME))
     ]
     if changed:
         raise ValueError(

@@ -27,6 +27,7 @@ from aam.training.base_cache import BaseCache
 from aam.training.checkpoint import TrainingState
 from aam.training.logs import RunLog
 from aam.training.loop import Engine, train_epoch, validate
+from aam.training.memory import keep_freed_memory
 from aam.training.optimizer import make_optimizer
 from aam.training.schedule import make_schedule
 
@@ -44,6 +45,7 @@ def main() -> None:
     """Print a table; write it as JSON where that is asked for."""
     options = _options()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the loop does
     with tempfile.TemporaryDirectory() as scratch:
         engines = {name: _engine(options, Path(scratch), *kind) for name, kind in KINDS.items()}
         rounds: dict[str, list[tuple[float, float, dict[str, float]]]] = {name: [] for name in KINDS}

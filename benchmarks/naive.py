@@ -10,6 +10,8 @@ Shape letters: B samples, S slots (the token limit), N occurrences, L tokens, D 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ from aam.training.step import Objective
 
 CHUNK = 256
 """Slots of each sample that are encoded at a time."""
+LAYERS = 4
+"""Layers of a stack: two of them stand behind one another over the ASVs of a sample."""
 SAMPLES = 8
 """Samples of a chunk: those of a larger batch, all at once, take more than 24 GiB."""
 
@@ -92,12 +96,20 @@ class NaiveEncoder(nn.Module):
         return vector_BCD, logits_BCLV
 
     def _run(self, stack: nn.TransformerEncoder, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
-        def run(x_NTD: Tensor, empty_NT: Tensor) -> Tensor:
-            return stack(x_NTD, src_key_padding_mask=empty_NT)
+        for start in range(0, len(stack.layers), LAYERS):
+            layers = stack.layers[start : start + LAYERS]
 
-        if torch.is_grad_enabled():
-            return checkpoint(run, x_NTD, ~mask_NT, use_reentrant=False)
-        return run(x_NTD, ~mask_NT)
+            def run(x_NTD: Tensor, empty_NT: Tensor, layers: Any = layers) -> Tensor:
+                for layer in layers:
+                    x_NTD = layer(x_NTD, src_key_padding_mask=empty_NT)
+                return x_NTD
+
+            if torch.is_grad_enabled():
+                x_NTD = checkpoint(run, x_NTD, ~mask_NT, use_reentrant=False)
+            else:
+                x_NTD = run(x_NTD, ~mask_NT)
+        assert stack.norm is not None
+        return stack.norm(x_NTD)
 
 
 def stock_transformer(ours: Transformer, heads: int, dropout: float) -> nn.TransformerEncoder:

@@ -11,6 +11,7 @@ import multiprocessing as mp
 import os
 import resource
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,13 +29,15 @@ from aam.data.batches import EpochBatches
 from aam.model.sizes import EncoderSizes
 from aam.plan import make_plan
 from aam.task import build_task
+from aam.training.loop import Task
 from aam.training.memory import keep_freed_memory
 from aam.training.optimizer import make_optimizer, update
 from aam.training.step import step
 from benchmarks.naive import NaiveEncoder, naive_step
 
-NAIVE = "naive"
+NAIVE, OURS = "naive", "ours"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def _default_data() -> list[Path]:
@@ -58,7 +61,7 @@ class Settings:
     threads: int = os.cpu_count() or 1
     """CPU threads."""
     device: str = "cpu"
-    """cpu, or cuda: the naive step then runs in bf16 too."""
+    """cpu, where the naive step runs in fp32, or cuda, where it runs in bf16."""
     embedding_dim: int = 128
     """Width, in heads of 32."""
     layers: int = 4
@@ -83,54 +86,95 @@ def main(settings: Settings) -> None:
 
 
 def _compare(settings: Settings, precisions: list[str], folder: Path, batch_size: int) -> dict[str, Any]:
-    """Steps of the sides in turn; the first of each is not timed."""
+    """Steps of the sides in turn; the first of each is not timed, but has its peak of memory taken."""
     context = mp.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    processes = []
-    for side in (NAIVE, *precisions):
+    for side in (NAIVE, OURS):
         pipes[side], far = context.Pipe()
-        processes.append(context.Process(target=_side, args=(side, settings, folder, batch_size, far)))
-        processes[-1].start()
+        arguments = (side, settings, folder, batch_size, far)
+        context.Process(target=_side, args=arguments, daemon=True).start()
         far.close()
-    losses = {side: _ask(pipe, "losses") for side, pipe in pipes.items()}
-    records: dict[str, list[dict[str, float]]] = {side: [] for side in pipes}
+    naive_precision = "bf16" if settings.device == "cuda" else "fp32"
+    # bf16 before fp32, which takes more memory: a process never shrinks.
+    turns = [(NAIVE, naive_precision), *((OURS, precision) for precision in sorted(precisions))]
+    losses = {turn: _ask(pipes[turn[0]], ("losses", turn[1], 0)) for turn in turns}
+    records: dict[tuple[str, str], list[dict[str, float]]] = {turn: [] for turn in turns}
     for index in range(settings.rounds + 1):
-        for side, pipe in pipes.items():
-            records[side].append(_ask(pipe, index))
+        for side, precision in turns:
+            records[side, precision].append(_ask(pipes[side], ("step", precision, index)))
     for pipe in pipes.values():
-        pipe.send(None)
-    for process in processes:
-        process.join()
-    found: dict[str, Any] = {NAIVE: _summary(records[NAIVE][1:])}
-    for precision in precisions:
-        ours = _summary(records[precision][1:])
-        pairs = zip(records[NAIVE][1:], records[precision][1:], strict=True)
-        ratios = [naive["seconds"] / own["seconds"] for naive, own in pairs]
-        ours |= {
+        pipe.close()
+    naive, *ours = turns
+    found: dict[str, Any] = {NAIVE: _summary(records[naive]) | {"precision": naive_precision}}
+    for turn in ours:
+        pairs = zip(records[naive][1:], records[turn][1:], strict=True)
+        ratios = [theirs["seconds"] / own["seconds"] for theirs, own in pairs]
+        found[turn[1]] = _summary(records[turn]) | {
             "ratio": median(ratios),
             "ratio_spread": [min(ratios), max(ratios)],
-            "loss_difference": max(abs(losses[precision][k] / losses[NAIVE][k] - 1) for k in losses[NAIVE]),
+            "loss_difference": max(abs(losses[turn][k] / losses[naive][k] - 1) for k in losses[naive]),
         }
-        found[precision] = ours
     fastest = max(precisions, key=lambda precision: found[precision]["ratio"])
     return {"ratio": found[fastest]["ratio"], "precision": fastest, "mfu": found[fastest]["mfu"]} | found
 
 
-def _ask(pipe: Connection, request: str | int) -> Any:
+def _ask(pipe: Connection, request: tuple[str, str, int]) -> Any:
     pipe.send(request)
     return pipe.recv()
 
 
 def _summary(records: list[dict[str, float]]) -> dict[str, float]:
-    """Medians of all that was measured; the peak of the memory."""
-    summary = {name: median(record[name] for record in records) for name in records[0]}
-    return summary | {"peak_memory_gib": max(record["peak_memory_gib"] for record in records)}
+    """Medians of all steps but the first; the peak of the memory at that one."""
+    summary = {name: median(record[name] for record in records[1:]) for name in records[0]}
+    return summary | {"peak_memory_gib": records[0]["peak_memory_gib"]}
 
 
 def _side(side: str, settings: Settings, folder: Path, batch_size: int, pipe: Connection) -> None:
-    """One side's process: answers each number of a batch with what its step took."""
+    """One side's process: takes steps as it is asked to, until the pipe is closed."""
     torch.set_num_threads(settings.threads)
     device = torch.device(settings.device)
+    task = _task(settings, folder, batch_size, device)
+    model: Any = task.model
+    if side == NAIVE:
+        model = NaiveEncoder(model, task.spec.contract.token_limit).to(device)
+    elif device.type == "cpu":
+        keep_freed_memory()  # as the loop does
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as the loop does
+    optimizer, batches = make_optimizer(model, 0.01), EpochBatches(task.train, 1)
+
+    def losses_of(batch: Batch, autocast: torch.dtype | None) -> torch.Tensor:
+        if side == NAIVE:
+            return torch.stack(list(naive_step(model, batch, task.objective, autocast).values()))
+        losses, _ = step(model, batch, task.objective, autocast=autocast)
+        return torch.stack([term.share for term in losses.present().values()])
+
+    def take_step(index: int, precision: str) -> dict[str, float]:
+        peak = _peak_rate(PRECISIONS[precision], device)
+        started = perf_counter()
+        host_batch = batches[index % len(batches)]
+        waited = perf_counter() - started
+        total = losses_of(host_batch.to(device), AUTOCAST[precision]).sum()
+        total.backward()
+        update(optimizer, total.detach().isfinite(), lr=1e-4, clip_norm=1.0)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return _record(host_batch, perf_counter() - started, waited, peak, task.spec.encoder, device)
+
+    def losses_without_dropout(index: int, precision: str) -> dict[str, float]:
+        model.eval()
+        with torch.no_grad():
+            base, nuc = losses_of(batches[index].to(device), AUTOCAST[precision]).tolist()
+        model.train()
+        return {"base": base, "nuc": nuc}
+
+    model.train()
+    with suppress(EOFError):  # the pipe is closed
+        while True:
+            request, precision, index = pipe.recv()
+            pipe.send({"step": take_step, "losses": losses_without_dropout}[request](index, precision))
+
+
+def _task(settings: Settings, folder: Path, batch_size: int, device: torch.device) -> Task:
     files = {"train_ids": folder / "train.txt", "val_ids": folder / "val.txt"}
     data = DataConfig(
         table=folder / "table.biom",
@@ -144,59 +188,21 @@ def _side(side: str, settings: Settings, folder: Path, batch_size: int, pipe: Co
         asv_layers=settings.layers,
     )
     plan = make_plan(PretrainConfig(data=data, model=sizes, loop=LoopConfig(batch_size=batch_size)))
-    task = build_task(plan, device)
-    precision = side if side != NAIVE else "bf16" if device.type == "cuda" else "fp32"
-    autocast = None if precision == "fp32" else torch.bfloat16
-    model = task.model
-    if side == NAIVE:
-        model = NaiveEncoder(model, task.spec.contract.token_limit).to(device)
-    elif device.type == "cpu":
-        keep_freed_memory()  # as the loop does
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as the loop does
-
-    def losses_of(batch: Batch) -> torch.Tensor:
-        if side == NAIVE:
-            return torch.stack(list(naive_step(model, batch, task.objective, autocast).values()))
-        losses, _ = step(model, batch, task.objective, autocast=autocast)
-        return torch.stack([term.share for term in losses.present().values()])
-
-    optimizer, batches = make_optimizer(model, 0.01), EpochBatches(task.train, 1)
-    model.train()
-    while (request := pipe.recv()) is not None:
-        if request == "losses":
-            pipe.send(_losses_without_dropout(model, losses_of, batches[0].to(device)))
-            continue
-        peak = _peak_rate(PRECISIONS[precision], device)
-        started = perf_counter()
-        host_batch = batches[request % len(batches)]
-        waited = perf_counter() - started
-        total = losses_of(host_batch.to(device)).sum()
-        total.backward()
-        update(optimizer, total.detach().isfinite(), lr=1e-4, clip_norm=1.0)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        pipe.send(_record(host_batch, perf_counter() - started, waited, peak, task.spec.encoder, device))
-
-
-def _losses_without_dropout(model: Any, losses_of: Any, batch: Batch) -> dict[str, float]:
-    model.eval()
-    with torch.no_grad():
-        base, nuc = losses_of(batch).tolist()
-    model.train()
-    return {"base": base, "nuc": nuc}
+    return build_task(plan, device)
 
 
 def _peak_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a plain large matrix product."""
     n = 8192 if device.type == "cuda" else 4096
-    x = torch.ones(n, n, dtype=dtype, device=device)
-    for _ in range(2):  # the first one warms up
+    x = torch.rand(n, n, device=device).to(dtype)
+    seconds = []
+    for _ in range(3):
         started = perf_counter()
         x @ x
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = perf_counter() - started
-    return 2 * n**3 / seconds
+        seconds.append(perf_counter() - started)
+    return 2 * n**3 / min(seconds)
 
 
 def _record(

@@ -92,7 +92,8 @@ def plan_stages(config: PipelineConfig) -> list[Stage]:
     both = [*to_arguments(config.model), *to_arguments(config.loop), *to_arguments(where), "--resume-or-start"]
     first = _parse(
         PretrainConfig,
-        [*to_arguments(data), *both, "--output-dir", str(folder / "stage1")],
+        # One draw for all epochs is for the heads on a frozen base.
+        [*to_arguments(replace(data, fixed_rarefaction=False)), *both, "--output-dir", str(folder / "stage1")],
         "--pretrain-flags",
         config.pretrain_flags,
     )
@@ -112,6 +113,7 @@ def plan_stages(config: PipelineConfig) -> list[Stage]:
         output=folder / "predictions.tsv",
         part="test",
         report=folder / "report.md",
+        base_cache=second.loop.base_cache,
         cache_dir=data.cache_dir,
     )
     return [

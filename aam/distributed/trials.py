@@ -24,7 +24,7 @@ from aam.distributed.search import GROUPS
 from aam.distributed.storage import join, resolve
 from aam.distributed.worker import share, train_worker
 from aam.plan import RunPlan
-from aam.training.memory import EXPANDABLE_SEGMENTS
+from aam.training.memory import EXPANDABLE_SEGMENTS, KEEP_FREED_MEMORY
 from aam.training.trackers import ENVIRONMENT
 
 # Read by Ray Train in the process that calls fit().
@@ -247,6 +247,8 @@ def train_with_ray(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(seconds)
     if plan.loop.use_expandable_segments:
         environment = environment | EXPANDABLE_SEGMENTS
+    if not scaling.use_gpu:
+        environment = environment | KEEP_FREED_MEMORY
     filesystem, storage = resolve(ray_storage(home))
     TorchTrainer(
         train_worker,

@@ -184,12 +184,13 @@ class SampleSummary(nn.Module):
         # A sum of linear features is the feature of the sum: one row for each sample in place of its slots.
         weight_summed, weight_averaged = self.features.weight.chunk(2)
         bias_summed, bias_averaged = self.features.bias.chunk(2)
+        pooled_BD = self.pool(x_BSD, mask_BS)
         with torch.autocast(x_BSD.device.type, enabled=False):
-            x_BSD = x_BSD.float()
+            x_BSD = x_BSD.to(weight_summed.dtype)
             summed_BD = F.linear((x_BSD * present_BS1).sum(dim=1), weight_summed) + richness_B1 * bias_summed
             averaged_BD = F.linear((x_BSD * abundance_BS1).sum(dim=1), weight_averaged)
             averaged_BD = averaged_BD + abundance_BS1.sum(dim=1) * bias_averaged
-        parts = [self.pool(x_BSD, mask_BS), summed_BD / richness_B1.sqrt(), averaged_BD, richness_B1.log()]
+        parts = [pooled_BD, summed_BD / richness_B1.sqrt(), averaged_BD, richness_B1.log()]
         return self.out(torch.cat(parts, dim=-1))
 
 

@@ -65,6 +65,7 @@ class BaseCache:
         self.base, self.dataset, self.contract, self.autocast = predictor.base, dataset, contract, autocast
         self.chunk_size = chunk_size or CHUNK
         self.device = next(predictor.parameters()).device
+        self.on_disk = on_disk
         self.folder = dataset.folder.parent / "vectors" / cache_key(self.base, dataset, autocast) if on_disk else None
         try:
             self.vectors, self.samples = self._open()
@@ -113,7 +114,7 @@ class BaseCache:
         for number in turns(len(chunks), collectives.rank(), collectives.world_size()):
             if len(self.vectors.missing(chunks[number])):
                 self._encode(chunks[number])
-        if collectives.rank() == 0:
+        if collectives.rank() == 0 and self.on_disk:
             where = "in memory" if self.folder is None else f"in {self.folder}"
             print(
                 f"base: {len(missing)} ASVs encoded, {len(wanted) - len(missing)} were there already, {where}",
@@ -194,7 +195,8 @@ class BaseCache:
 
 def cache_key(base: SequenceEncoder, dataset: PreparedDataset, autocast: torch.dtype | None) -> str:
     """Key of what a base says of a dataset: of its weights and sizes, the dataset's contents and the arithmetic."""
-    facts = [CACHE_VERSION, dataclasses.asdict(base.sizes), dataset.folder.name, str(autocast)]
+    sizes = dataclasses.asdict(dataclasses.replace(base.sizes, dropout=0.0))  # there is none in evaluation
+    facts = [CACHE_VERSION, sizes, dataset.folder.name, str(autocast)]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for name, tensor in sorted(base.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -258,7 +258,7 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
     autocast = torch.bfloat16 if bf16 else None
     if device.type == "cpu":
         keep_freed_memory()
-        if config.precision == "auto" and collectives.rank() == 0 and _cpu_has_bf16():
+        if config.precision == "auto" and not task.spec.freeze_base and collectives.rank() == 0 and _cpu_has_bf16():
             print("note: this CPU has bf16 instructions; --precision bf16 takes about half the time", flush=True)
     cache = None
     if task.spec.freeze_base and config.base_cache:

@@ -14,6 +14,15 @@ EXPANDABLE_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """Environment of a worker with --use-expandable-segments; it must be there before CUDA starts."""
 
 
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""Environment of a worker on a CPU, of whose threads Ray chooses one to train in; see `keep_freed_memory`."""
+
+
 class OutOfMemoryError(RuntimeError):
     """The GPU's memory was not enough; the message says what to lower."""
 
@@ -22,7 +31,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what is freed for the next allocation, in this process, from now on.
 
     Otherwise each step takes its activations anew from the system, which clears every page of them: a third of a
-    step on a CPU. The process stays as large as its largest step was.
+    step on a CPU. The process stays as large as its largest step was. In the main thread only: other threads have
+    arenas of small heaps already; for them there is KEEP_FREED_MEMORY, before the process starts.
 
     Returns
     -------
@@ -34,7 +44,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    settings = {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**26}
+    settings = {mmap_max: 0, trim_threshold: -1, top_pad: 2**26}  # -1: never
     return all(mallopt(option, value) == 1 for option, value in settings.items())
 
 
@@ -93,6 +103,7 @@ def _advice(config: LoopConfig, token_limit: int, workers: int, error: RuntimeEr
         f"--token-limit (now {token_limit}; lower); "
         f"--batch-size (now {config.batch_size} over {workers} workers; lower); "
         f"--asv-chunk-size (now {'all ASVs at once' if chunk is None else chunk}; try {smaller_chunk}); "
+        f"--gradient-checkpointing (now {'on' if config.gradient_checkpointing else 'off'}); "
         f"--gradient-accumulation-steps (now {accumulation}; {accumulation * 2} with half the batch size "
         "keeps the samples of an update); "
         f"--use-expandable-segments (now {'on' if config.use_expandable_segments else 'off'}). "

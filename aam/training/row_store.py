@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -40,8 +41,12 @@ class RowStore:
         self.known = np.zeros(len(starts) - 1, dtype=bool)
         """Items that this process has seen to be there."""
         shape = (int(starts[-1]), width)
-        self.rows = np.zeros(shape, np.float32) if path is None else _mapped(path, np.float32, shape)
-        self._sums = None if path is None else _mapped(_sums_of(path), np.int64, self.known.shape)
+        self.rows: np.ndarray = np.zeros(shape if path is None else 0, np.float32)
+        self._sums: np.ndarray | None = None
+        if path is not None:
+            # Kept open: what is written goes where this process reads, also where the files are deleted meanwhile.
+            self._file, self.rows = _mapped(path, np.float32, shape)
+            self._sums_file, self._sums = _mapped(path.with_suffix(".sums"), np.int64, self.known.shape)
 
     def missing(self, items: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
         """Positions in `items` of those that are not there.
@@ -77,11 +82,11 @@ class RowStore:
             disk = shutil.disk_usage(self.path.parent)
             if is_full(disk.free - sum(of_item.nbytes for of_item in rows), disk.total):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with self.path.open("r+b") as file, _sums_of(self.path).open("r+b") as sums:
-                for item, of_item in zip(items, rows, strict=True):
-                    of_item = np.ascontiguousarray(of_item, dtype=np.float32)
-                    _write(file.fileno(), of_item, int(self.starts[item]) * of_item.itemsize * of_item.shape[-1])
-                    _write(sums.fileno(), np.array(_checksum(of_item)), int(item) * 8)
+            for item, of_item in zip(items, rows, strict=True):
+                of_item = np.ascontiguousarray(of_item, dtype=np.float32)
+                offset = int(self.starts[item]) * of_item.itemsize * of_item.shape[-1]
+                _write(self._file.fileno(), of_item, offset)
+                _write(self._sums_file.fileno(), np.array(_checksum(of_item)), int(item) * 8)
         self.known[items] = True
 
     def to_memory(self) -> None:
@@ -98,17 +103,14 @@ def is_full(free: int, total: int) -> bool:
     return free < min(2**30, total // 20)
 
 
-def _sums_of(path: Path) -> Path:
-    return path.with_suffix(".sums")
-
-
-def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """Map a file for reading, made or made longer where it is too short; a process may have it mapped already."""
+def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> tuple[BinaryIO, np.ndarray]:
+    """A file to write to and its map, made or made longer where it is too short; others may have it mapped already."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    with path.open("ab") as file:
-        if file.tell() < size:
-            file.truncate(size)
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=shape))
+    path.open("ab").close()
+    file = path.open("r+b")
+    if file.seek(0, os.SEEK_END) < size:
+        file.truncate(size)
+    return file, np.asarray(np.memmap(file, dtype=dtype, mode="r", shape=shape))
 
 
 def _write(file: int, values: np.ndarray, offset: int) -> None:

@@ -22,23 +22,27 @@ def rows_and_mask(*, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("scores", [1, 2 * H * T * T, 2**20])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_that_of_pytorch(monkeypatch, scores, masked):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_attention_is_that_of_pytorch(monkeypatch, scores, masked, dtype):
     monkeypatch.setattr(cpu, "SCORES", scores)
-    _, mask = rows_and_mask()
-    mask = mask if masked else None
+    torch.manual_seed(0)
+    mask = rows_and_mask()[1] if masked else None
     qkv = torch.randn(N, T, 3 * D, dtype=torch.float64, requires_grad=True)
     q, k, v = qkv.view(N, T, 3, H, D // H).permute(2, 0, 3, 1, 4)
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
     theirs = theirs.transpose(1, 2).reshape(N, T, D)
-    ours = bf16_attention(qkv, mask, H)
-    torch.testing.assert_close(ours, theirs)
+    own = qkv.detach().to(dtype).requires_grad_()
+    ours = bf16_attention(own, mask, H)
+    near = {} if dtype == torch.float64 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(ours.double(), theirs, **near)
     upstream = torch.randn(N, T, D, dtype=torch.float64)
-    torch.testing.assert_close(torch.autograd.grad(ours, qkv, upstream), torch.autograd.grad(theirs, qkv, upstream))
+    (gradient,) = torch.autograd.grad(ours, own, upstream.to(dtype))
+    torch.testing.assert_close(gradient.double(), *torch.autograd.grad(theirs, qkv, upstream), **near)
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share_in_both_directions():
     torch.manual_seed(0)
-    dropout, x = Dropout(0.1), torch.ones(1000, 501, requires_grad=True)
+    dropout, x = Dropout(0.1), torch.ones(999, 501, requires_grad=True)
     y = dropout(x)
     dropped = (y == 0).double().mean().item()
     assert abs(dropped - 0.1) < 5 * (0.09 / x.numel()) ** 0.5

@@ -47,7 +47,10 @@ def test_what_a_frozen_base_says_is_kept(synthetic_folder, tmp_path, precision, 
     assert found[2] == pytest.approx(found[1], rel=tolerance)
 
 
-@pytest.mark.parametrize("options", [{}, {"asv_chunk_size": 16}, {"loader_workers": 1}, {"clear_cache": "batch"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"asv_chunk_size": 16}, {"gradient_checkpointing": True}, {"loader_workers": 1}, {"clear_cache": "batch"}],
+)
 def test_bf16_is_near_fp32(synthetic_folder, tmp_path, options):
     plans = [
         pretrain_plan(synthetic_folder, tmp_path, model=STILL, precision=precision, epochs=2, **more)

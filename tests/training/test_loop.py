@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aam.config import TargetConfig
 from aam.data.batches import EpochBatches
+from aam.model.layers import Transformer
 from aam.plan import make_plan
 from aam.task import build_task
 from aam.training import checkpoint, loop
@@ -245,11 +246,15 @@ def test_chunks_give_the_same_losses(synthetic_folder, tmp_path):
         assert one["val/total_loss"] == pytest.approx(other["val/total_loss"], abs=1e-5)
 
 
-def test_loader_processes_change_nothing(synthetic_folder, tmp_path):
+@pytest.mark.parametrize("settings", [{"loader_workers": 1}, {"gradient_checkpointing": True}])
+def test_how_a_run_goes_changes_nothing_in_what_comes_out(synthetic_folder, tmp_path, settings):
     histories = []
-    for workers in (0, 1):
-        plan = pretrain_plan(synthetic_folder, tmp_path, model=TINY, epochs=1, loader_workers=workers)
-        histories.append(without_speed(fit(build_task(plan, CPU)).history))
+    for changed in ({}, settings):
+        plan = pretrain_plan(synthetic_folder, tmp_path, model=TINY, epochs=1, **changed)
+        task = build_task(plan, CPU)
+        stacks = [module for module in task.model.modules() if isinstance(module, Transformer)]
+        assert all(stack.recompute == changed.get("gradient_checkpointing", False) for stack in stacks)
+        histories.append(without_speed(fit(task).history))
     assert histories[0] == histories[1]
 
 

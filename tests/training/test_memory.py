@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,12 +12,19 @@ import pytest
 import torch
 
 from aam.config import LoopConfig
-from aam.training.memory import EXPANDABLE_SEGMENTS, OutOfMemoryError, clear_cache, out_of_memory_advice
+from aam.training.memory import (
+    EXPANDABLE_SEGMENTS,
+    KEEP_FREED_MEMORY,
+    OutOfMemoryError,
+    clear_cache,
+    out_of_memory_advice,
+)
 
 FLAGS = [
     "--token-limit",
     "--batch-size",
     "--asv-chunk-size",
+    "--gradient-checkpointing",
     "--gradient-accumulation-steps",
     "--use-expandable-segments",
 ]
@@ -119,21 +127,39 @@ def test_the_environment_of_expandable_segments_is_one_that_torch_reads():
 def test_freed_memory_is_used_again():
     """Steps after the first few get their memory without a page fault for each page of it."""
     script = """
-import resource, sys, torch
+import ctypes, resource, sys, threading, torch
+sbrk = ctypes.CDLL(None).sbrk
+sbrk.argtypes, sbrk.restype = [ctypes.c_ssize_t], ctypes.c_ssize_t
 from aam.training.memory import keep_freed_memory
-if sys.argv[1] == "keep":
+if sys.argv[1] == "in main":
     assert keep_freed_memory()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):  # until the heap has grown
-    torch.ones(2**25)
-before = faults()
-for _ in range(4):
-    torch.ones(2**25)
-print((faults() - before) * resource.getpagesize() / 2**27)
+
+def train():
+    faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = sbrk(0)
+    torch.empty(2**32, dtype=torch.uint8)  # more than a step frees at once
+    grown = sbrk(0) - before
+    for _ in range(4):  # until all pages were touched
+        torch.ones(2**25)
+    before = faults()
+    for _ in range(4):
+        torch.ones(2**25)
+    print((faults() - before) * resource.getpagesize() / 2**27, grown)
+
+thread = threading.Thread(target=train)
+if sys.argv[1] == "in main":
+    train()
+else:
+    thread.start(), thread.join()
 """
-    shares = {}
-    for wanted in ("keep", "leave"):
+    shares, grown = {}, {}
+    for wanted, variables in (("in main", {}), ("in a thread", KEEP_FREED_MEMORY), ("leave", {})):
         run = [sys.executable, "-c", script, wanted]
-        shares[wanted] = float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
-    assert shares["keep"] < 0.1
+        environment = {**os.environ, **variables}
+        done = subprocess.run(run, check=True, capture_output=True, text=True, env=environment)
+        shares[wanted], grown[wanted] = map(float, done.stdout.split())
+    for kept in ("in main", "in a thread"):
+        assert shares[kept] < 0.5
+        assert grown[kept] >= 2**32
     assert shares["leave"] > 1
+    assert grown["leave"] < 2**32
