@@ -188,7 +188,7 @@ class LoopConfig:
     """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 on CUDA and fp32 on CPU. Losses are always fp32. On CPUs with bf16
-    instructions (AMX, AVX512-BF16) bf16 takes about half the time; the run says so where that is the case."""
+    instructions (AMX, AVX512-BF16) bf16 takes half to two thirds of the time; the run says so where there are any."""
     seed: int = 0
     """Seed of the weights, the split, the shuffles, the rarefaction and the masks."""
     asv_chunk_size: int | None = None

@@ -66,6 +66,8 @@ class Settings:
     """Width, in heads of 32."""
     layers: int = 4
     """Of each of three stacks: nucleotides, and two over the ASVs of a sample."""
+    product: int | None = None
+    """Rows of the square matrices whose product gives the peak. [default: 4096, on a GPU 8192]"""
     json: Path | None = None
     """File for the results."""
 
@@ -149,7 +151,7 @@ def _side(side: str, settings: Settings, folder: Path, batch_size: int, pipe: Co
         return torch.stack([term.share for term in losses.present().values()])
 
     def take_step(index: int, precision: str) -> dict[str, float]:
-        peak = _peak_rate(PRECISIONS[precision], device)
+        peak = _peak_rate(PRECISIONS[precision], device, settings.product)
         started = perf_counter()
         host_batch = batches[index % len(batches)]
         waited = perf_counter() - started
@@ -191,9 +193,9 @@ def _task(settings: Settings, folder: Path, batch_size: int, device: torch.devic
     return build_task(plan, device)
 
 
-def _peak_rate(dtype: torch.dtype, device: torch.device) -> float:
+def _peak_rate(dtype: torch.dtype, device: torch.device, rows: int | None) -> float:
     """Operations a second of a plain large matrix product."""
-    n = 8192 if device.type == "cuda" else 4096
+    n = rows or (8192 if device.type == "cuda" else 4096)
     x = torch.rand(n, n, device=device).to(dtype)
     seconds = []
     for _ in range(3):

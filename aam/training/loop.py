@@ -259,7 +259,9 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
     if device.type == "cpu":
         keep_freed_memory()
         if config.precision == "auto" and not task.spec.freeze_base and collectives.rank() == 0 and _cpu_has_bf16():
-            print("note: this CPU has bf16 instructions; --precision bf16 takes about half the time", flush=True)
+            print(
+                "note: this CPU has bf16 instructions; try --precision bf16, half to two thirds of the time", flush=True
+            )
     cache = None
     if task.spec.freeze_base and config.base_cache:
         cache = BaseCache(

@@ -64,12 +64,13 @@ def test_naive_losses_and_gradients_are_ours():
 @pytest.mark.slow
 def test_the_benchmark_runs(synthetic_folder, tmp_path):
     command = [sys.executable, "benchmarks/train_step.py", "--data", str(synthetic_folder), "--batch-sizes", "3"]
-    small = ["--rounds", "1", "--embedding-dim", "16", "--layers", "1", "--threads", "1", "--precisions", "fp32"]
-    subprocess.run([*command, *small, "--json", tmp_path / "r.json"], cwd=ROOT, check=True, capture_output=True)
+    small = ["--rounds", "1", "--embedding-dim", "16", "--layers", "1", "--threads", "1", "--product", "512"]
+    written = ["--precisions", "fp32", "--json", tmp_path / "r.json"]
+    subprocess.run([*command, *small, *written], cwd=ROOT, check=True, capture_output=True)
     (found,) = json.loads((tmp_path / "r.json").read_text()).values()
     assert set(found) == {"3"}
     for of_batch in found.values():
         assert of_batch["ratio"] == of_batch["fp32"]["ratio"] > 0
         assert of_batch["fp32"]["loss_difference"] < 1e-4
-        assert 0 < of_batch["fp32"]["mfu"] < 1
+        assert of_batch["fp32"]["mfu"] > 0
         assert of_batch["fp32"]["deduplication"] >= 1
