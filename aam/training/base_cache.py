@@ -33,7 +33,7 @@ class BaseCache:
     """What a base that does not change says of ASVs and, where their draw does not change either, of samples.
 
     Files are in `vectors/<key>` beside the prepared dataset; where they cannot be written, the vectors of the
-    ASVs are kept in memory. Nothing in a run depends on whether they were there: they may be deleted.
+    ASVs are kept in memory. They may be deleted: a run gives the same without them, to rounding.
 
     Parameters
     ----------
