@@ -29,7 +29,7 @@ from aam.data.batches import EpochBatches
 from aam.model.sizes import EncoderSizes
 from aam.plan import make_plan
 from aam.task import build_task
-from aam.training.loop import Task
+from aam.training.loop import Task, cpu_has_bf16
 from aam.training.memory import keep_freed_memory
 from aam.training.optimizer import make_optimizer, update
 from aam.training.step import step
@@ -74,7 +74,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Time all datasets and batch sizes."""
-    precisions = settings.precisions or ["fp32", *(["bf16"] if _has_bf16(settings.device) else [])]
+    precisions = settings.precisions or ["fp32", *(["bf16"] if settings.device == "cuda" or cpu_has_bf16() else [])]
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folders = settings.data or [synthetic.ensure(Path(scratch) / "built-in", synthetic.SyntheticConfig())]
@@ -253,12 +253,6 @@ def _show(name: str, batch_size: int, found: dict[str, Any]) -> None:
             f"within {ours['loss_difference']:.0e}",
             flush=True,
         )
-
-
-def _has_bf16(device: str) -> bool:
-    if device == "cuda":
-        return True
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
     autocast = torch.bfloat16 if bf16 else None
     if device.type == "cpu":
         keep_freed_memory()
-        if config.precision == "auto" and not task.spec.freeze_base and collectives.rank() == 0 and _cpu_has_bf16():
+        if config.precision == "auto" and not task.spec.freeze_base and collectives.rank() == 0 and cpu_has_bf16():
             print(
                 "note: this CPU has bf16 instructions; try --precision bf16, half to two thirds of the time", flush=True
             )
@@ -279,7 +279,8 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
     )
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16, which then pays."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
