@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO := --embedding-dim 64 --attention-layers 2 --batch-size 16 --lr 1e-3 --freeze-base \
 	--pretrain-flags "--epochs 12" --train-flags "--epochs 30 --attention-layers 1"
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-ray test-other lint clean
 
 install: .venv/.installed
 
@@ -19,8 +19,12 @@ demo: install
 	@echo "That was SYNTHETIC data. The curves:   .venv/bin/tensorboard --logdir demo"
 	@echo "Your own data next:                    .venv/bin/python jobs/pipeline.py --help"
 
+# Two processes: tests with Ray wait for processes to start most of the time, in which the others find a CPU.
 test: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	$(MAKE) --jobs=2 --no-print-directory test-ray test-other
+
+test-ray test-other: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "$(if $(filter test-ray,$@),ray,not ray)"
 
 lint: install
 	$(BIN)/ruff check .

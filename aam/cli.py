@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
+from aam import presets
 from aam.config import Location, in_copied_folder, is_uri
 
 C = TypeVar("C")
+
+FLAGS_OF_STAGES = ("--pretrain-flags", "--train-flags")
 
 
 def main(config_type: type[C], function: Callable[[C], None]) -> None:
@@ -52,13 +57,29 @@ def reporting_faults(function: Callable[[], None]) -> None:
 def parse(config_type: type[C], arguments: Sequence[str] | None = None) -> C:
     """Settings out of flags (those of the command line, unless given), with absolute paths.
 
-    Workers, and jobs that were submitted, run in folders of their own.
+    Workers, and jobs that were submitted, run in folders of their own. A preset goes below the flags: for one stage, in
+    front of them; for a job of several stages, in front of `pretrain_flags` and `train_flags`, without what is given
+    to all stages.
+
+    Raises
+    ------
+    ValueError
+        For a preset that there is not.
     """
-    return _absolute(
-        tyro.cli(
-            config_type, args=arguments, description=inspect.getdoc(config_type), config=(tyro.conf.OmitArgPrefixes,)
-        )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = _preset_name(arguments) if _has_presets(config_type) else None
+    preset = None if name is None else presets.find(name)
+    stage = presets.STAGE_OF.get(config_type)
+    below = [] if preset is None or stage is None else _flags(preset.settings(stage))
+    config = tyro.cli(
+        config_type,
+        args=[*below, *arguments],
+        description=_description(config_type),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
+    if preset is not None and stage is None:
+        config = _for_its_stages(config, preset, arguments)
+    return _absolute(config)
 
 
 def parse_known(config_type: type[C], arguments: Sequence[str] | None = None) -> tuple[C, list[str]]:
@@ -66,24 +87,77 @@ def parse_known(config_type: type[C], arguments: Sequence[str] | None = None) ->
     config, others = tyro.cli(
         config_type,
         args=arguments,
-        description=inspect.getdoc(config_type),
+        description=_description(config_type),
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )
     return _absolute(config), others
 
 
+def _has_presets(config_type: Any) -> bool:
+    return any(field.name == "preset" for field in fields(config_type))
+
+
+def _description(config_type: Any) -> str | None:
+    text = inspect.getdoc(config_type)
+    return f"{text}\n\nPresets (--preset NAME):\n{presets.listed()}" if _has_presets(config_type) else text
+
+
+def _preset_name(arguments: list[str]) -> str | None:
+    """Value of the last --preset."""
+    name = None
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        flag, equals, value = argument.partition("=")
+        if flag == "--preset":
+            name = value if equals else following
+    return name
+
+
+def _for_its_stages(config: Any, preset: presets.Preset, arguments: list[str]) -> Any:
+    """Put what a preset says of each stage below the flags of that stage; a flag given to all stages is above it."""
+    names = {argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    given = names | {name.removeprefix("no_") for name in names}
+    flags = {}
+    for stage in presets.STAGE_OF.values():
+        below = {name: value for name, value in preset.settings(stage).items() if name not in given}
+        flags[f"{stage}_flags"] = f"{shlex.join(_flags(below))} {getattr(config, f'{stage}_flags')}".strip()
+    return replace(config, **flags)
+
+
+def with_values_attached(arguments: list[str]) -> list[str]:
+    """Write `--train-flags "--lr 1e-3"` with an equals sign; the parser would take the value for a flag."""
+    attached: list[str] = []
+    for argument in arguments:
+        if attached and attached[-1] in FLAGS_OF_STAGES:
+            attached[-1] += f"={argument}"
+        else:
+            attached.append(argument)
+    return attached
+
+
 def to_arguments(config: Any) -> list[str]:
-    """The flags that give these settings; those that are as by default are left out."""
+    """The flags that give these settings; those that are as by default, or as in their preset, are left out."""
+    name, stage = getattr(config, "preset", None), presets.STAGE_OF.get(type(config))
+    return _differing(config, {} if name is None or stage is None else presets.find(name).settings(stage))
+
+
+def _differing(config: Any, preset: dict[str, Any]) -> list[str]:
     arguments: list[str] = []
     for field in fields(config):
         value = getattr(config, field.name)
-        flag = field.name.replace("_", "-")
         if is_dataclass(value):
-            arguments += to_arguments(value)
-        elif value is None or value == _default(field):
-            continue
-        elif isinstance(value, bool):
+            arguments += _differing(value, preset)
+        elif value != preset.get(field.name, _default(field)):
+            arguments += _flags({field.name: value})
+    return arguments
+
+
+def _flags(settings: dict[str, Any]) -> list[str]:
+    """The flags that give settings."""
+    arguments: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, tuple):
             arguments += [f"--{flag}", *map(str, value)]

@@ -206,6 +206,8 @@ class LoopConfig:
     """Processes that build batches ahead of each worker; 0 builds them in the loop."""
     histogram_every: int = 10
     """Epochs between histograms of weights and gradients in TensorBoard; 0 for none."""
+    report: bool = True
+    """Write report.html, one page on data, curves, predictions and ASVs that matter, when the run has ended."""
     wandb: str | None = None
     """Weights & Biases project to log to as well. Needs the extra: pip install 'aam[wandb]'."""
     mlflow: str | None = None
@@ -289,10 +291,14 @@ class TargetConfig:
     """How a numeric target is scaled for training; predictions are always in its own units."""
     target_loss: Literal["huber", "mse", "mae", "quantile"] = "huber"
     """Loss of a numeric target."""
-    quantile: float = 0.5
-    """Which quantile --target-loss quantile predicts."""
+    quantiles: tuple[float, ...] = (0.05, 0.5, 0.95)
+    """Quantiles that --target-loss quantile learns. The one nearest to 0.5 is the prediction; the others, an interval,
+    are written beside it."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the cross entropy; balanced: inversely to their frequency."""
+    ensemble: bool = False
+    """When the network is trained, fit two forests and a linear model on groups of ASVs with similar vectors, and
+    predict by all four, each weighted by how well it does on the validation samples. All are in the best checkpoint."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
     count_weight: float | None = None
@@ -308,13 +314,19 @@ class TargetConfig:
         _require(self.base_weight >= 0, "--base-weight must not be negative")
         _require(self.target_weight > 0, "--target-weight must be above 0")
         _require(0 < self.count_mask_fraction < 1, "--count-mask-fraction must be between 0 and 1")
-        _require(0 < self.quantile < 1, "--quantile must be between 0 and 1")
+        _require(
+            len(self.quantiles) > 0 and len({*self.quantiles}) == len(self.quantiles),
+            "--quantiles must be one or more different numbers",
+        )
+        _require(all(0 < q < 1 for q in self.quantiles), "--quantiles must be between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Stage 1: train a SequenceEncoder on UniFrac distances and masked nucleotides, without labels."""
 
+    preset: str | None = None
+    """Recipe of settings, one of those listed above; a flag that is given wins over it."""
     output_dir: Path = field(default_factory=lambda: _new_folder("pretrain"))
     """Run folder: settings, metrics.jsonl, TensorBoard logs, pictures and checkpoints."""
     resume: bool = False
@@ -339,6 +351,8 @@ class PretrainConfig:
 class TrainConfig:
     """Stage 2: train a SequencePredictor for a column of the metadata, on a stage 1 encoder or from scratch."""
 
+    preset: str | None = None
+    """Recipe of settings, one of those listed above; a flag that is given wins over it."""
     output_dir: Path = field(default_factory=lambda: _new_folder("train"))
     """Run folder: settings, metrics.jsonl, TensorBoard logs, pictures, predictions and checkpoints."""
     pretrained: Location | None = None
@@ -380,15 +394,36 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictRayConfig(RayConfig):
+    """Where the workers that predict run."""
+
+    num_workers: int | str = 1
+    """Processes that share the samples; 1 is this one, without Ray. MIN:MAX: as many as the cluster has room for."""
+    use_gpu: bool | None = None
+    """One GPU for each worker. [default: where there are enough of them]"""
+    max_failures: int = 3
+    """How often each worker, if it is lost, is replaced and its share done again."""
+    storage_path: Location | None = None
+    """Folder or URI that all nodes see, to which the prepared dataset is copied for those that do not see the
+    --cache-dir."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Predict the target of new samples with a trained stage 2 model, in the target's own units."""
+    """Predict the target of new samples with a trained stage 2 model, in the target's own units; write what a model of
+    either stage makes of samples and ASVs, as vectors.
+    """
 
     checkpoint: Location
-    """Stage 2 run folder (its best checkpoint is taken) or a checkpoint, path or URI."""
+    """Run folder (its best checkpoint is taken) or a checkpoint, path or URI; of stage 2 for predictions."""
     table: Path | None = None
     """BIOM table or .qza of the new samples. [default: the table that the model was trained on]"""
-    output: Path
-    """Table to write, predictions.tsv say; for classes, class_probabilities.tsv is written beside it."""
+    output: Path | None = None
+    """Table of predictions to write, predictions.tsv say; for classes, class_probabilities.tsv is written beside it."""
+    embeddings: Path | None = None
+    """Table of sample embeddings to write, .tsv or .parquet: the vectors whose distances stand for UniFrac."""
+    asv_embeddings: Path | None = None
+    """Table of the vectors of all ASVs of the table to write, by sequence, .tsv or .parquet."""
     part: Literal["all", "train", "val", "test"] = "all"
     """Which samples: all of the table, or those that the run trained on, validated on, or held back (run.json)."""
     report: Path | None = None
@@ -402,12 +437,26 @@ class PredictConfig:
     """Samples at a time."""
     asv_chunk_size: int = 1024
     """Distinct ASVs encoded at a time."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic, as in training; auto is bf16 on CUDA and fp32 on CPU."""
     base_cache: bool = True
-    """Read, and keep beside the prepared dataset, what a frozen base says of ASVs and samples."""
+    """Read, and keep beside the prepared dataset, what a frozen base says of ASVs."""
     cache_dir: Path | None = None
     """Where prepared datasets are kept. [default: $AAM_CACHE or ~/.cache/aam]"""
+    ray: PredictRayConfig = field(default_factory=PredictRayConfig)
 
     def __post_init__(self) -> None:
+        outputs = (self.output, self.report, self.embeddings, self.asv_embeddings)
+        _require(
+            any(path is not None for path in outputs),
+            "nothing to write: give --output, --embeddings, --asv-embeddings or --report",
+        )
+        for flag in ("embeddings", "asv_embeddings"):
+            path = getattr(self, flag)
+            _require(
+                path is None or path.suffix in (".tsv", ".parquet"),
+                f"--{flag.replace('_', '-')} {path}: the name must end with .tsv or .parquet",
+            )
         _require(self.batch_size >= 1, "--batch-size must be at least 1")
         _require(self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1")
         _require(self.sequences is None or self.table is not None, "--sequences needs --table beside it")
@@ -421,6 +470,8 @@ class PipelineConfig:
     stages; what is only one stage's goes into --pretrain-flags or --train-flags.
     """
 
+    preset: str | None = None
+    """Recipe of settings, one of those listed above; a flag that is given wins over it."""
     output_dir: Path = field(default_factory=lambda: _new_folder("pipeline"))
     """Folder for stage1, stage2, predictions.tsv and report.md. On a remote cluster, this and all other paths are those
     of the cluster's machines: give them in full."""
@@ -454,7 +505,7 @@ class PipelineConfig:
 class SweepConfig:
     """Sweep: trials of stage 1 or stage 2 that differ in their settings; ASHA stops those that fall behind.
 
-    Every other flag of jobs/pretrain.py or jobs/train.py, --patience too, holds for all trials.
+    Every other flag of jobs/pretrain.py or jobs/train.py, --preset and --patience too, holds for all trials.
     """
 
     stage: Literal["pretrain", "train"]
@@ -506,3 +557,68 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     return str(value) if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a model on test samples beside simple baselines that were trained on the same samples.
+
+    Trains both stages for each of --seeds, and in each of --folds; or takes a finished run (--checkpoint). The same
+    command goes on where it was interrupted, and repeats nothing that is done. Settings are those of both stages; what
+    is only one stage's goes into --pretrain-flags or --train-flags.
+    """
+
+    preset: str | None = None
+    """Recipe of settings, one of those listed above; a flag that is given wins over it."""
+    output_dir: Path = field(default_factory=lambda: _new_folder("evaluation"))
+    """Folder for evaluation.md, evaluation.tsv, predictions.tsv and the runs: seed-0/stage1, seed-0/stage2, ..."""
+    json: Path | None = None
+    """File for all scores as JSON, for scripts."""
+    checkpoint: Location | None = None
+    """Finished stage 2 run to score on the test samples that it kept back (run.json); nothing is trained then."""
+    seeds: int = 1
+    """Models to train, with --seed and the seeds after it; all on the same split."""
+    folds: int | None = None
+    """Cross-validation: each sample is a test sample in one of so many folds, whole groups with --group-column.
+    [default: one split, by id files or drawn]"""
+    repeats: int = 1
+    """How often the folds are drawn anew."""
+    transductive: bool = False
+    """Let stage 1, which reads no labels, train on the test samples too; the results say so."""
+    skip_baselines: tuple[
+        Literal["mean", "majority", "ridge", "logistic", "random_forest", "gradient_boosting"], ...
+    ] = ()
+    """Baselines to do without; gradient_boosting may take minutes."""
+    pretrain_flags: str = ""
+    """More flags for stage 1, in quotes: --pretrain-flags "--epochs 50 --lr 1e-3"."""
+    train_flags: str = ""
+    """More flags for stage 2, in quotes."""
+    freeze_base: bool = False
+    """Keep the pretrained encoder as it is in stage 2 and train the heads only."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: TargetConfig = field(default_factory=TargetConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        data = self.data
+        _require(self.seeds >= 1, f"--seeds must be at least 1, not {self.seeds}")
+        _require(self.folds is None or self.folds >= 2, f"--folds must be at least 2, not {self.folds}")
+        _require(self.repeats >= 1, f"--repeats must be at least 1, not {self.repeats}")
+        _require(self.repeats == 1 or self.folds is not None, "--repeats needs --folds, which it draws anew")
+        listed = data.train_ids is not None or data.test_ids is not None or data.test_fraction > 0
+        _require(
+            not listed or self.folds is None,
+            "--folds makes each sample a test sample: leave out --train-ids, --val-ids, --test-ids and --test-fraction",
+        )
+        _require(
+            data.train_ids is None or data.test_ids is not None,
+            "--test-ids is needed beside --train-ids and --val-ids: the scores are on those samples",
+        )
+        if self.checkpoint is not None:
+            _require(
+                not listed and data.table is None and self.folds is None and self.seeds == 1 and not self.transductive,
+                "--checkpoint scores a finished run on its own table and split: leave out --table and other sources, "
+                "id files, --test-fraction, --folds, --seeds and --transductive",
+            )

@@ -25,6 +25,7 @@ from aam.training.losses import LossWeights
 from aam.training.trackers import check_trackers
 
 FREE_ON_RESUME = (
+    "preset",  # the settings that it gave are compared
     "resume",
     "resume_or_start",
     "output_dir",

@@ -23,7 +23,7 @@ from aam.training.checkpoint import CONFIG, WEIGHTS
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.targets import Target
 
-_NAMES = {
+METRIC_NAMES = {
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
     "r2": "R²",
@@ -36,8 +36,8 @@ _NAMES = {
     "nuc_accuracy": "masked nucleotides right",
 }
 
-_NOT_SHOWN = ("resume", "resume_or_start", "ray_address")
-"""Settings of one start of a run, not of the run."""
+_NOT_SHOWN = ("resume", "resume_or_start", "ray_address", "preset")
+"""Settings of one start of a run, not of the run; and the preset, of which all settings are shown: it may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def known_truth(found: Predictions, source: Path | None) -> dict[str, Any]:
     frame = found.dataset.metadata
     if frame is None or source is None:
         return {}
-    return _column(frame.reindex(frame.index.intersection(found.sample_ids)), found.target, source)
+    return column_values(frame.reindex(frame.index.intersection(found.sample_ids)), found.target, source)
 
 
 def training_truth(record: dict[str, Any], target: Target) -> list[Any]:
@@ -112,10 +112,13 @@ def training_truth(record: dict[str, Any], target: Target) -> list[Any]:
     if source is None or not source.is_file():
         return []
     frame = read_metadata(source)[0]
-    return list(_column(frame.reindex(frame.index.intersection(record["split"]["train"])), target, source).values())
+    return list(
+        column_values(frame.reindex(frame.index.intersection(record["split"]["train"])), target, source).values()
+    )
 
 
-def _column(frame: pd.DataFrame, target: Target, source: Path) -> dict[str, Any]:
+def column_values(frame: pd.DataFrame, target: Target, source: Path) -> dict[str, Any]:
+    """Target of each sample of a metadata frame that has one."""
     read = text_column if target.classes else numeric_column
     return {
         str(sample): value for sample, value in read(frame, target.column, source=source).items() if pd.notna(value)
@@ -144,7 +147,7 @@ def score_table(found: Predictions, truth: dict[str, Any], training: list[Any]) 
     lines = [f"| {len(rows)} samples | model | {said or '-'} |", "|---|---|---|"]
     for name, score in scores.items():
         beside = f"{simple[name]:.4g}" if name in simple else "-"
-        lines.append(f"| {_NAMES[name]} | {score:.4g} | {beside} |")
+        lines.append(f"| {METRIC_NAMES[name]} | {score:.4g} | {beside} |")
     return "\n".join(lines)
 
 
@@ -198,7 +201,9 @@ def _training(stage: Stage, base: Stage | None) -> str:
         if which is None:
             continue
         sizes = " | ".join(str(len(which.part(part))) for part in ("train", "val", "test"))
-        found = {_NAMES[tag]: which.metrics[f"val/{tag}"] for tag in _NAMES if f"val/{tag}" in which.metrics}
+        found = {
+            METRIC_NAMES[tag]: which.metrics[f"val/{tag}"] for tag in METRIC_NAMES if f"val/{tag}" in which.metrics
+        }
         shown = ", ".join(f"{label} {value:.4g}" for label, value in found.items())
         lines.append(f"| {name} | {sizes} | {which.metrics['epoch']:g} | {shown} |")
     return "\n".join(lines)
@@ -245,6 +250,8 @@ def _flags(settings: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
             continue
         elif isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
         else:
             flags += [f"--{flag}", str(value)]
     return flags

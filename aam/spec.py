@@ -98,7 +98,8 @@ def make_target(loss: TargetConfig, training_values: Sequence[Any]) -> Target:
     assert loss.target is not None
     if not loss.classifier:
         transform = TargetTransform.fit(loss.target_transform, np.asarray(training_values, dtype=np.float64))
-        return Target(column=loss.target, transform=transform, loss=loss.target_loss, quantile=loss.quantile)
+        quantiles = tuple(sorted(loss.quantiles)) if loss.target_loss == "quantile" else ()
+        return Target(column=loss.target, transform=transform, loss=loss.target_loss, quantiles=quantiles)
     classes, numbers = np.unique(np.asarray(training_values, dtype=str), return_counts=True)
     if len(classes) < 2:
         raise ValueError(f"column {loss.target!r} has one class only in the training samples: {classes[0]!r}")

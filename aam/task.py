@@ -14,9 +14,9 @@ from aam.config import LoopConfig
 from aam.data.batches import BatchPlan, build_batch
 from aam.model.layers import Transformer
 from aam.model.sequence_encoder import SequenceEncoder
-from aam.model.sequence_predictor import SequencePredictor
 from aam.plan import RunPlan
 from aam.training import checkpoint
+from aam.training.base_cache import encoder_of
 from aam.training.loop import Report, Task
 from aam.training.memory import clear_cache
 from aam.training.step import Objective
@@ -71,11 +71,6 @@ def build_task(
         folder=folder,
         report=report,
     )
-
-
-def encoder_of(model: SequenceEncoder | SequencePredictor) -> SequenceEncoder:
-    """The encoder of a model of either stage."""
-    return model.base if isinstance(model, SequencePredictor) else model
 
 
 def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:

@@ -5,10 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
 
-from aam.cli import main
+from aam.cli import main, with_values_attached
 from aam.config import PipelineConfig
-
-FLAGS_OF_STAGES = ("--pretrain-flags", "--train-flags")
 
 
 def run(config: PipelineConfig) -> None:
@@ -17,17 +15,6 @@ def run(config: PipelineConfig) -> None:
     from aam.distributed.pipeline import run_pipeline
 
     run_pipeline(config)
-
-
-def with_values_attached(arguments: list[str]) -> list[str]:
-    """Write `--train-flags "--lr 1e-3"` with an equals sign; the parser would take the value for a flag."""
-    attached: list[str] = []
-    for argument in arguments:
-        if attached and attached[-1] in FLAGS_OF_STAGES:
-            attached[-1] += f"={argument}"
-        else:
-            attached.append(argument)
-    return attached
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +14,21 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from ray._private.utils import get_ray_address_file, read_ray_address
 from runs import Workers
 
 from aam.data import synthetic
-from aam.distributed.cluster import RAY_ENVIRONMENT, start_local
+from aam.distributed.cluster import RAY_ENVIRONMENT, free_leftovers, start_local
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Mark the tests that need the one Ray, which `make test` runs in one process and all others beside it."""
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,8 +72,11 @@ def ray_cluster():
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["RAY_ADDRESS"] = start_local(num_cpus=2, log_to_driver=False)
     yield ray.get_runtime_context()
-    os.environ.pop("RAY_ADDRESS")
+    address = os.environ.pop("RAY_ADDRESS")
     ray.shutdown()
+    # What `ray start` wrote for a second node of this Ray would lead the jobs of the next one astray.
+    if (read_ray_address() or "").endswith(address[address.rindex(":") :]):
+        Path(get_ray_address_file(None)).unlink()
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +96,36 @@ def run_job(ray_cluster):
     return run
 
 
+README_FLAGS = {
+    "jobs/pretrain.py": "--embedding-dim 16 --attention-heads 2 --attention-layers 1 --kmer 3 --batch-size 8 "
+    "--epochs 2 --lr 3e-3 --rarefy-depth 200 --metadata metadata.tsv --group-column subject",
+    "jobs/train.py": "--attention-layers 1 --batch-size 8 --epochs 1",
+    "jobs/predict.py": "",
+}
+"""What makes the README's commands quick."""
+
+
+@pytest.fixture(scope="session")
+def readme_jobs(ray_cluster, synthetic_folder, tmp_path_factory):
+    """The README's commands for one's own data, typed one after the other: their folder, and each as it ended."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("table.biom", "tree.nwk"):
+        shutil.copy(synthetic_folder / name, folder / name)
+    shutil.copy(synthetic_folder / "table.biom", folder / "new.biom")
+    (folder / "metadata.tsv").write_text((synthetic_folder / "metadata.tsv").read_text().replace("gradient", "age", 1))
+    (folder / "jobs").symlink_to(ROOT / "jobs")
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = next(block for block in blocks if "jobs/predict.py" in block)
+    ended = {}
+    for command in re.findall(r"^python (.*)$", block, re.MULTILINE):
+        script, *arguments = shlex.split(command)
+        ended[script] = subprocess.run(
+            [sys.executable, script, *arguments, *README_FLAGS[script].split()],
+            cwd=folder, capture_output=True, text=True, timeout=500, check=False,
+        )  # fmt: skip
+    return folder, ended
+
+
 @pytest.fixture
 def run_here(capsys, monkeypatch):
     """Run a script of jobs/ within this process, which has imported what a new one takes seconds for."""
@@ -90,6 +135,8 @@ def run_here(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds to it
         capsys.readouterr()
+        if ray.is_initialized():
+            free_leftovers()  # as a process that connects does
         try:
             runpy.run_path(str(ROOT / "jobs" / script), run_name="__main__")
         except SystemExit as end:

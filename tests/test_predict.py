@@ -1,13 +1,24 @@
-"""Which samples are predicted: those of a table, or those of a part of the run that trained the model."""
+"""Which samples are predicted, of a table or of a part of the run that trained the model; and what is written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
+from pathlib import Path
 
+import biom
+import numpy as np
+import pandas as pd
 import pytest
-from runs import TINY, fit_here, train_config
+import torch
+from runs import TINY, fit_here, pretrain_config, train_config
+from tensors import random_sequences
 
-from aam.config import DataConfig, LoopConfig, TrainConfig
+from aam.config import DataConfig, LoopConfig, PredictConfig, TargetConfig, TrainConfig
+from aam.data.batches import BatchPlan, EpochBatches
+from aam.data.draw import FIXED_DRAW
+from aam.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +80,131 @@ def test_a_table_of_others_is_scored_by_their_metadata(run_here, synthetic_folde
     assert done.returncode == 0, done.stderr
     assert "| mean absolute error |" in report.read_text()
     assert "(no value in column 'gradient')" in report.read_text()
+
+
+@pytest.fixture(scope="module")
+def stages(synthetic_folder, tmp_path_factory):
+    """Run folders of a stage 1, and of a stage 2 for quantiles on it, frozen; and the plan of the first."""
+    first, second = tmp_path_factory.mktemp("first") / "run", tmp_path_factory.mktemp("second") / "run"
+    target = TargetConfig(target="gradient", target_loss="quantile")
+    plans = []
+    for config in (
+        pretrain_config(synthetic_folder, first, epochs=1),
+        train_config(synthetic_folder, second, target=target, pretrained=first, freeze_base=True, epochs=1),
+    ):
+        plans.append(fit_here(config))
+        (config.output_dir / "run.json").write_text(json.dumps(plans[-1].describe(config)))
+    return first, second, plans[0]
+
+
+def vectors(path) -> tuple[list[str], np.ndarray]:
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, sep="\t", dtype={0: str})
+    assert list(frame.columns[1:]) == [f"e{d}" for d in range(TINY.embedding_dim)]
+    return list(frame.iloc[:, 0]), frame.iloc[:, 1:].to_numpy(np.float32)
+
+
+def test_embeddings_are_what_the_encoder_says(run_here, stages, tmp_path):
+    first, second, plan = stages
+    samples, asvs = tmp_path / "new" / "samples.parquet", tmp_path / "asvs.tsv"
+    done = run_here("predict.py", "--checkpoint", first, "--embeddings", samples, "--asv-embeddings", asvs)
+    assert done.returncode == 0, done.stderr
+    found_ids, found = vectors(samples)
+    encoder, dataset = checkpoint.load(first / "best").model, plan.dataset
+    of_samples = BatchPlan(
+        dataset=dataset, sample_ids=found_ids, contract=plan.spec.contract, batch_size=len(found_ids)
+    )
+    with torch.no_grad():
+        output = encoder(EpochBatches(of_samples, FIXED_DRAW)[0])
+        of_asvs, _ = encoder.asv_encoder(torch.tensor(dataset.tokens))
+    np.testing.assert_allclose(found, output.embedding, rtol=0, atol=1e-5)
+    assert f"about {output.offset:.4g} + {output.scale:.4g} times their distance" in done.stdout
+    sequences, found = vectors(asvs)
+    assert sequences == dataset.sequences
+    np.testing.assert_allclose(found, of_asvs, rtol=0, atol=1e-5)
+    assert found_ids == dataset.sample_ids
+    # A frozen base is that of stage 1.
+    run_here("predict.py", "--checkpoint", second, "--embeddings", tmp_path / "of_second.tsv")
+    np.testing.assert_allclose(vectors(tmp_path / "of_second.tsv")[1], output.embedding, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "p.tsv"], "a stage 1 checkpoint predicts no target"),
+        (["--report", "r.md"], "a stage 1 checkpoint predicts no target"),
+        (["--embeddings", "e.tsv", "--use-gpu", "True"], "there is no GPU here"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(run_here, stages, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = run_here("predict.py", "--checkpoint", stages[0], *flags)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_write_and_strange_files_are_refused():
+    with pytest.raises(ValueError, match="nothing to write: give --output"):
+        PredictConfig(checkpoint="x")
+    with pytest.raises(ValueError, match=r"--asv-embeddings e.csv: the name must end with .tsv or .parquet"):
+        PredictConfig(checkpoint="x", asv_embeddings=Path("e.csv"))
+
+
+def test_quantiles_stand_beside_the_prediction(run_here, stages, tmp_path):
+    folder, out, of_bf16 = stages[1], tmp_path / "predictions.tsv", tmp_path / "bf16.tsv"
+    done = run_here("predict.py", "--checkpoint", folder, "--part", "val", "--output", out)
+    assert done.returncode == 0, done.stderr
+    frame = pd.read_csv(out, sep="\t", dtype={0: str}).set_index("SampleID")
+    trained = pd.read_csv(folder / "validation_predictions.tsv", sep="\t", dtype={0: str}).set_index("SampleID")
+    assert list(frame.columns) == ["prediction", "q0.05", "q0.95"]
+    np.testing.assert_allclose(frame, trained.loc[frame.index, frame.columns], rtol=1e-5, atol=1e-4)
+    assert (frame["q0.05"] <= frame["prediction"]).all()
+    assert "0 ASVs encoded" in done.stdout, "those of the training were not found"
+    done = run_here("predict.py", "--checkpoint", folder, "--part", "val", "--output", of_bf16, "--precision", "bf16")
+    assert "0 were there already" in done.stdout, "vectors of another arithmetic"
+    other = pd.read_csv(of_bf16, sep="\t", dtype={0: str}).set_index("SampleID")
+    assert 0 < (other - frame).abs().max().max() < 0.1 * frame.abs().max().max()
+
+
+def artifact(path, kind: str, member: str, content: bytes):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("5f3e6c1a-uuid/metadata.yaml", f"uuid: x\ntype: {kind}\nformat: x\n")
+        file.writestr(f"5f3e6c1a-uuid/data/{member}", content)
+    return path
+
+
+def test_artifacts_with_hashed_ids_and_a_table_of_another_region(run_here, synthetic_folder, stages, tmp_path):
+    """A table from elsewhere: other ASVs, hashes for ids, in a QIIME 2 artifact."""
+    table = biom.load_table(str(synthetic_folder / "table.biom"))
+    flags = ["--checkpoint", stages[1], "--output", tmp_path / "p.tsv"]
+    own, expected = list(map(str, table.ids(axis="observation"))), None
+    for sequences in (own, random_sequences(len(own), shortest=130, longest=130)):
+        code = {s: hashlib.md5(s.encode()).hexdigest() for s in sequences}
+        hashes = dict(zip(own, map(code.__getitem__, sequences), strict=True))
+        hashed = table.update_ids(hashes, axis="observation", inplace=False)
+        with biom.util.biom_open(str(tmp_path / "t.biom"), "w") as file:
+            hashed.to_hdf5(file, "tests")
+        content = (tmp_path / "t.biom").read_bytes()
+        qza = artifact(tmp_path / "table.qza", "FeatureTable[Frequency]", "feature-table.biom", content)
+        fasta = "".join(f">{name}\n{s}\n" for s, name in code.items()).encode()
+        seqs = artifact(tmp_path / "seqs.qza", "FeatureData[Sequence]", "dna-sequences.fasta", fasta)
+        done = run_here("predict.py", *flags, "--table", qza)
+        assert done.returncode == 1
+        assert "pass --sequences rep-seqs.fasta (or .qza)" in done.stderr
+        done = run_here("predict.py", *flags, "--table", qza, "--sequences", seqs)
+        assert done.returncode == 0, done.stderr
+        frame = pd.read_csv(tmp_path / "p.tsv", sep="\t", dtype={0: str}).set_index("SampleID")
+        if sequences == own:
+            expected = frame
+            assert "ASVs (" in done.stdout
+            assert "another primer region" not in done.stdout
+        else:
+            assert (frame.index == expected.index).all()
+            assert not np.allclose(frame, expected)
+            assert "(100.00% of the reads) are in no training sample, nor is any ASV of the table" in done.stdout
+            length = int(np.median([len(sequence) for sequence in own]))
+            assert f"are 130 nt long (median), the training's {length}: another primer region" in done.stdout
+    run_here("predict.py", *flags[2:], "--checkpoint", stages[1], "--table", synthetic_folder / "table.biom")
+    direct = pd.read_csv(tmp_path / "p.tsv", sep="\t", dtype={0: str}).set_index("SampleID")
+    pd.testing.assert_frame_equal(direct, expected)

@@ -103,7 +103,7 @@ def test_the_commands_give_the_settings_of_the_runs(synthetic_folder, tmp_path, 
     for config_type, stage in ((PretrainConfig, stages[0]), (TrainConfig, stages[1])):
         made = parse(config_type, flags_of(stage.record))
         assert json.loads(json.dumps(to_dict(made))) == stage.record["config"]
-    target = TargetConfig(target="site", classifier=True)
+    target = TargetConfig(target="site", classifier=True, quantiles=(0.1, 0.9))
     config = train_config(
         synthetic_folder, tmp_path / "a b", target=target, pretrained=str(tmp_path / "1"), freeze_base=True
     )

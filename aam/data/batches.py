@@ -85,12 +85,14 @@ class EpochBatches(torch.utils.data.Dataset):
 
     def possible_asvs(self) -> np.ndarray:
         """ASVs, ascending, that this epoch, or one that draws like it, can show on any worker."""
-        plan = self.plan
-        if self.has_fixed_draws:
-            shown = [plan.draw(sample_id, self.epoch)[0] for sample_id in plan.sample_ids]
-        else:
-            shown = [plan.dataset.sample(plan.dataset.row[sample_id])[0] for sample_id in plan.sample_ids]
-        return np.unique(np.concatenate(shown))
+        plan, shown = self.plan, np.zeros(len(self.plan.dataset.lengths), dtype=bool)
+        for sample_id in plan.sample_ids:
+            if self.has_fixed_draws:
+                asvs = plan.draw(sample_id, self.epoch)[0]
+            else:
+                asvs = plan.dataset.sample(plan.dataset.row[sample_id])[0]
+            shown[asvs] = True
+        return np.flatnonzero(shown)
 
     def own_positions(self) -> list[np.ndarray]:
         """Positions in the plan's `sample_ids` of this worker's share of each batch."""

@@ -108,6 +108,7 @@ def plan_stages(config: PipelineConfig) -> list[Stage]:
         config.train_flags,
     )  # fmt: skip
     _check_agreement(config, folder, first, second)
+    first, second = replace(first, preset=config.preset), replace(second, preset=config.preset)
     report = PredictConfig(
         checkpoint=Location(home_of(second)),
         output=folder / "predictions.tsv",
@@ -138,6 +139,8 @@ def _parse(config_type: type[C], arguments: list[str], flag: str, more: str) -> 
 def _check_agreement(config: PipelineConfig, folder: Path, first: PretrainConfig, second: TrainConfig) -> None:
     if (first.output_dir, second.output_dir) != (folder / "stage1", folder / "stage2"):
         raise ValueError("--output-dir is for the whole pipeline: leave it out of --pretrain-flags and --train-flags")
+    if first.preset is not None or second.preset is not None:
+        raise ValueError("--preset is for the whole pipeline: leave it out of --pretrain-flags and --train-flags")
     differing = [name for name in _SHARED if getattr(first.data, name) != getattr(second.data, name)]
     if first.loop.seed != second.loop.seed:
         differing.append("seed")

@@ -15,9 +15,11 @@ from aam.distributed.checkpoints import (
     has_checkpoints,
     home_of,
     place_checkpoints,
+    reported,
     run_record,
 )
-from aam.distributed.storage import check_writable, exists, join, read_json, read_text, write_text
+from aam.distributed.storage import check_writable, exists, join, read_json, read_text, upload, write_text
+from aam.html_report import REPORT
 from aam.plan import RunPlan, check_resumable, make_plan
 from aam.training import checkpoint
 
@@ -57,11 +59,30 @@ def run(config: RunConfig) -> RunResult:
     home = home_of(config)
     plan = prepare_run(config, home)
     say(plan)
-    if is_finished(plan, history(home)):
+    if was_finished := is_finished(plan, history(home)):
         print(f"{home}: finished already")
     else:
         train(config, plan, home)
-    return collect(plan, home)
+    result = collect(plan, home)
+    if isinstance(config, TrainConfig) and config.loss.ensemble:
+        complete_ensemble(plan, home, result.best)
+    if config.loop.report and not (was_finished and (plan.output_dir / REPORT).is_file()):
+        report(config, home)
+    return result
+
+
+def complete_ensemble(plan: RunPlan, home: str, best: Path) -> None:
+    """Put the ensemble into the best checkpoint, here and where the run is kept, where it is not there yet."""
+    if (best / checkpoint.ENSEMBLE).is_file():
+        return
+    # Here and not above: it takes seconds, which the processes that train should not.
+    from aam.ensemble.add import add_ensemble
+
+    print(add_ensemble(best, plan), flush=True)
+    if home != str(plan.output_dir):
+        kept = reported(home)
+        assert kept is not None, "its best checkpoint was just copied from there"
+        upload(best, kept[0])
 
 
 def train(config: RunConfig, plan: RunPlan, home: str) -> None:
@@ -95,6 +116,21 @@ def collect(plan: RunPlan, home: str) -> RunResult:
         metrics=json.loads((best / checkpoint.CONFIG).read_text())["metrics"],
         epochs=len(history(home)),
     )
+
+
+def report(config: RunConfig, home: str) -> None:
+    """Write the report of a run that has ended; a run is none the worse for want of one."""
+    base = config.pretrained if isinstance(config, TrainConfig) else None
+    try:
+        # Here and not above: it takes seconds, which the processes that train should not.
+        from aam.html_report.write import write_report
+
+        path = write_report(config.output_dir, None if base is None else run_record(base))
+        if home != str(config.output_dir):
+            write_text(join(home, REPORT), path.read_text(encoding="utf-8"))
+        print(f"report: {path}", flush=True)
+    except Exception as error:
+        print(f"note: no {REPORT}, the run is done all the same: {type(error).__name__}: {error}", flush=True)
 
 
 def history(home: str) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ _FIXED = {
     *("epochs", "patience", "max_skipped_updates", "histogram_every"),
     # what the validation loss is made of
     *("base_weight", "nuc_weight", "mask_fraction", "target", "classifier", "target_transform", "target_loss"),
-    *("quantile", "class_weights", "target_weight", "count_weight", "count_mask_fraction"),
+    *("quantiles", "class_weights", "target_weight", "count_weight", "count_mask_fraction"),
 }
 """Settings that are the same for all trials: with others, their validation losses could not be compared."""
 

@@ -10,7 +10,7 @@ from aam.config import PretrainConfig
 from aam.distributed.run import RunResult
 
 _SHOWN = ("total_loss", "base_loss", "nuc_loss", "target_loss", "count_loss", "unifrac_r2", "nuc_accuracy", "mae",
-          "r2", "spearman", "accuracy", "balanced_accuracy", "macro_f1", "auroc")  # fmt: skip
+          "r2", "spearman", "interval_coverage", "accuracy", "balanced_accuracy", "macro_f1", "auroc")  # fmt: skip
 
 
 def summarise(stage: str, result: RunResult, next_command: str) -> str:
@@ -45,5 +45,7 @@ def train_command(config: PretrainConfig, *, lr: float | None = None) -> str:
         if config.data.metadata is None:
             arguments += ["--metadata", "METADATA.tsv"]
         arguments += ["--target", "COLUMN"]
+    if config.preset is not None:
+        arguments = ["--preset", config.preset, *arguments]
     base = ["--pretrained", str(config.output_dir)]
     return shlex.join(["python", "jobs/train.py", *arguments, *base, "--output-dir", "RUN"])

@@ -17,10 +17,9 @@ import ray.train.torch
 from ray.train.v2._internal.execution import context
 
 from aam.config import is_uri
-from aam.data.dataset import MANIFEST, PreparedDataset
-from aam.data.prepare import default_cache
 from aam.distributed.checkpoints import SCORE
-from aam.distributed.storage import Uploader, exists, fetch, fetch_to, join, name_of, upload
+from aam.distributed.shared_dataset import dataset_at_hand, share_dataset
+from aam.distributed.storage import Uploader, exists, fetch, join, name_of, upload
 from aam.plan import RunPlan
 from aam.training.checkpoint import CONFIG
 
@@ -74,12 +73,9 @@ def _log_folder(home: str) -> Path:
 
 def share(plan: RunPlan, home: str, storage_path: str) -> None:
     """Copy what the workers read to where all of them can: the prepared dataset, and the base of stage 2."""
-    wanted = [(plan.dataset.folder, join(storage_path, "datasets", plan.dataset.folder.name), MANIFEST)]
-    if plan.pretrained is not None:
-        wanted.append((plan.pretrained, join(home, "base"), CONFIG))
-    for folder, location, last in wanted:
-        if not exists(join(location, last)):
-            upload(folder, location, last=last)
+    share_dataset(plan.dataset, storage_path)
+    if plan.pretrained is not None and not exists(join(home, "base", CONFIG)):
+        upload(plan.pretrained, join(home, "base"), last=CONFIG)
 
 
 def at_hand(plan: RunPlan, home: str, storage_path: str | None) -> RunPlan:
@@ -90,21 +86,10 @@ def at_hand(plan: RunPlan, home: str, storage_path: str | None) -> RunPlan:
     ValueError
         Where it sees neither the folders of the driver nor shared ones.
     """
-    folder = plan.dataset.folder
-    if not (folder / MANIFEST).exists():
-        if storage_path is None:
-            raise ValueError(
-                f"{folder}: this node does not see the prepared dataset; give --storage-path, or a --cache-dir "
-                "that all nodes see"
-            )
-        shared = join(storage_path, "datasets", folder.name)
-        folder = default_cache() / folder.name if is_uri(shared) else Path(shared)
-        if not (folder / MANIFEST).exists():
-            fetch_to(shared, folder)
-    pretrained = plan.pretrained
+    dataset, pretrained = dataset_at_hand(plan.dataset, storage_path), plan.pretrained
     if pretrained is not None and not pretrained.exists():
         pretrained = fetch(join(home, "base"))
-    return dataclasses.replace(plan, dataset=PreparedDataset(folder), pretrained=pretrained)
+    return dataclasses.replace(plan, dataset=dataset, pretrained=pretrained)
 
 
 def report_to_ray(metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:

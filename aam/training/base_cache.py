@@ -37,12 +37,12 @@ class BaseCache:
 
     Parameters
     ----------
-    predictor : nn.Module
-        SequencePredictor with a frozen base, or any in evaluation mode; not wrapped.
+    model : nn.Module
+        SequencePredictor with a frozen base, or any model in evaluation mode; not wrapped.
     dataset : PreparedDataset
         Whose ASVs and samples the batches hold.
-    contract : DataContract
-        How samples are drawn.
+    contract : DataContract or None
+        How samples are drawn. None: of the ASVs alone is kept what the base says.
     autocast : torch.dtype or None
         Arithmetic of the forward pass.
     chunk_size : int, optional
@@ -53,18 +53,19 @@ class BaseCache:
 
     def __init__(
         self,
-        predictor: nn.Module,
+        model: nn.Module,
         dataset: PreparedDataset,
-        contract: DataContract,
+        contract: DataContract | None,
         autocast: torch.dtype | None,
         *,
         chunk_size: int | None = None,
         on_disk: bool = True,
     ) -> None:
-        assert isinstance(predictor, SequencePredictor)
-        self.base, self.dataset, self.contract, self.autocast = predictor.base, dataset, contract, autocast
+        assert isinstance(model, (SequenceEncoder, SequencePredictor))
+        base = encoder_of(model)
+        self.base, self.dataset, self.contract, self.autocast = base, dataset, contract, autocast
         self.chunk_size = chunk_size or CHUNK
-        self.device = next(predictor.parameters()).device
+        self.device = next(base.parameters()).device
         self.on_disk = on_disk
         self.folder = dataset.folder.parent / "vectors" / cache_key(self.base, dataset, autocast) if on_disk else None
         try:
@@ -81,6 +82,8 @@ class BaseCache:
             return RowStore(None, one_each, width), None
         self.folder.mkdir(parents=True, exist_ok=True)
         vectors = RowStore(self.folder / "asvs.rows", one_each, width)
+        if self.contract is None:
+            return vectors, None
         most = np.minimum(self.dataset.richness, self.contract.token_limit)
         if self.contract.rarefy_depth:
             most = np.minimum(most, self.contract.rarefy_depth)
@@ -98,7 +101,10 @@ class BaseCache:
         self.samples = None
 
     def fill(self, parts: Sequence[EpochBatches]) -> None:
-        """Encode the ASVs that batches will show, all workers together; each sees to it that its node has them all.
+        """Encode the ASVs that batches will show, each once by all workers together, and have them on all nodes.
+
+        The workers take turns of a chunk each and tell each other what came out: none is ever waited for longer than
+        a chunk takes, however slow its node.
 
         Parameters
         ----------
@@ -106,20 +112,42 @@ class BaseCache:
             Any epoch of each part of the data.
         """
         wanted = np.unique(np.concatenate([part.possible_asvs() for part in parts]))
-        missing = wanted[self.vectors.missing(wanted)]
-        # All cut the same into chunks before any has changed what is there.
-        collectives.barrier(self.device)
-        by_length = missing[np.argsort(self.dataset.lengths[missing], kind="stable")]
-        chunks = [by_length[i : i + self.chunk_size] for i in range(0, len(by_length), self.chunk_size)]
-        for number in turns(len(chunks), collectives.rank(), collectives.world_size()):
-            if len(self.vectors.missing(chunks[number])):
-                self._encode(chunks[number])
-        if collectives.rank() == 0 and self.on_disk:
+        lacks = torch.zeros(len(wanted), dtype=torch.uint8, device=self.device)
+        lacks[torch.from_numpy(self.vectors.missing(wanted)).to(self.device)] = 1
+        missing = wanted[collectives.all_reduce_max(lacks).cpu().numpy().astype(bool)]
+        chunks, world = self.chunks(missing), collectives.world_size()
+        for first in range(0, len(chunks), world):
+            self._encode_together(chunks[first : first + world])
+        if collectives.rank() == 0:
+            self.say(len(missing), len(wanted))
+
+    def say(self, encoded: int, wanted: int) -> None:
+        """Print how many of the ASVs that were wanted had to be encoded; nothing where none could have been there."""
+        if self.on_disk:
             where = "in memory" if self.folder is None else f"in {self.folder}"
-            print(
-                f"base: {len(missing)} ASVs encoded, {len(wanted) - len(missing)} were there already, {where}",
-                flush=True,
-            )
+            print(f"base: {encoded} ASVs encoded, {wanted - encoded} were there already, {where}", flush=True)
+
+    def chunks(self, asvs: np.ndarray) -> list[np.ndarray]:
+        """Cut ASVs into what is encoded at a time, of like length: less padding."""
+        by_length = asvs[np.argsort(self.dataset.lengths[asvs], kind="stable")]
+        return [by_length[i : i + self.chunk_size] for i in range(0, len(by_length), self.chunk_size)]
+
+    def _encode_together(self, chunks: Sequence[np.ndarray]) -> None:
+        """Encode a chunk on each worker, and keep what all of them say."""
+        own, width = np.zeros(0, np.float32), self.base.sizes.embedding_dim
+        if collectives.rank() < len(chunks):
+            own = self._encode(chunks[collectives.rank()])
+        rows = collectives.gather_array(own.reshape(-1), self.device).reshape(-1, width)
+        self.keep(np.concatenate(chunks), rows)
+
+    def keep(self, asvs: np.ndarray, rows: np.ndarray) -> None:
+        """Keep vectors [n, D] of ASVs; what another process of the node has kept meanwhile stays."""
+        missing = self.vectors.missing(asvs)
+        try:
+            self.vectors.write(asvs[missing], list(rows[missing, None]))
+        except OSError as error:
+            self._go_on_in_memory(error)
+            self.vectors.write(asvs[missing], list(rows[missing, None]))
 
     def known(self, batch: Batch, *, fixed_draws: bool) -> KnownOutputs:
         """What the base says of a batch, on the device of the model; what is not there is computed and kept.
@@ -134,7 +162,8 @@ class BaseCache:
         asvs = batch.asvs.numpy()
         missing = self.vectors.missing(asvs)
         for i in range(0, len(missing), self.chunk_size):
-            self._encode(asvs[missing[i : i + self.chunk_size]])
+            chunk = asvs[missing[i : i + self.chunk_size]]
+            self.keep(chunk, self._encode(chunk))
         known = KnownOutputs(asvs=self._to_device(self.vectors.rows[asvs]))
         if not fixed_draws or self.samples is None:
             return known
@@ -159,29 +188,25 @@ class BaseCache:
             of_sample[:size] = rows[start + 1 : start + 1 + size]
         return self._to_device(states_BSD), self._to_device(rows[starts])
 
-    @torch.no_grad()
-    def _encode(self, asvs: np.ndarray) -> None:
-        assert not self.base.training
-        lengths = self.dataset.lengths[asvs]
-        tokens_UL = torch.from_numpy(self.dataset.tokens[asvs, : lengths.max()]).to(self.device)
-        padded = bool((lengths != lengths.max()).any())
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            vectors_UD, _ = self.base.asv_encoder(tokens_UL, padded=padded)
-        # float32 under autocast too, as the encoder gives them: a kept vector equals one computed anew.
-        rows = vectors_UD.float().cpu().numpy()[:, None]
-        try:
-            self.vectors.write(asvs, rows)
-        except OSError as error:
-            self._go_on_in_memory(error)
-            self.vectors.write(asvs, rows)
+    def _encode(self, asvs: np.ndarray) -> np.ndarray:
+        return encode_asvs(self.base, self.dataset, asvs, self.autocast)
 
     @torch.no_grad()
     def _encode_sample(self, batch: Batch, b: int, known: KnownOutputs) -> np.ndarray:
         """Summary and states of a sample by itself: what is kept does not depend on the batch it came with."""
         assert not self.base.training
         n = int(batch.slot_mask[b].sum())
-        of_sample = {name: getattr(batch, name)[b : b + 1, :n] for name in ("slot", "slot_mask", "log_abundance")}
-        alone = dataclasses.replace(batch, sample_ids=batch.sample_ids[b : b + 1], **of_sample).to(self.device)
+        alone = Batch(
+            sample_ids=batch.sample_ids[b : b + 1],
+            tokens=batch.tokens[:0],  # known already: of all of the batch, not to be moved for each sample
+            asvs=batch.asvs[:0],
+            slot=batch.slot[b : b + 1, :n],
+            slot_mask=batch.slot_mask[b : b + 1, :n],
+            log_abundance=batch.log_abundance[b : b + 1, :n],
+            asvs_padded=batch.asvs_padded,
+            global_rows=slice(0, 1),
+            rank_sizes=[1],
+        ).to(self.device)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             output = self.base(alone, known=known)
         return torch.cat([output.summary.float(), output.states[0].float()]).cpu().numpy()
@@ -191,6 +216,38 @@ class BaseCache:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+
+def encoder_of(model: SequenceEncoder | SequencePredictor) -> SequenceEncoder:
+    """The encoder of a model of either stage."""
+    return model.base if isinstance(model, SequencePredictor) else model
+
+
+@torch.no_grad()
+def encode_asvs(
+    base: SequenceEncoder, dataset: PreparedDataset, asvs: np.ndarray, autocast: torch.dtype | None
+) -> np.ndarray:
+    """Vectors of ASVs, float32 [n, D], on the device of the encoder, all at once.
+
+    Parameters
+    ----------
+    base : SequenceEncoder
+        In evaluation mode.
+    dataset : PreparedDataset
+        Holds the ASVs.
+    asvs : ndarray of int [n]
+        Rows of the dataset.
+    autocast : torch.dtype or None
+        Arithmetic of the forward pass.
+    """
+    assert not base.training
+    device, lengths = next(base.parameters()).device, dataset.lengths[asvs]
+    tokens_UL = torch.from_numpy(dataset.tokens[asvs, : lengths.max()]).to(device)
+    padded = bool((lengths != lengths.max()).any())
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        vectors_UD, _ = base.asv_encoder(tokens_UL, padded=padded)
+    # float32 under autocast too, as the encoder gives them: a kept vector equals one computed anew.
+    return vectors_UD.float().cpu().numpy()
 
 
 def cache_key(base: SequenceEncoder, dataset: PreparedDataset, autocast: torch.dtype | None) -> str:
@@ -208,13 +265,3 @@ def _draw_key(contract: DataContract) -> str:
     """Of all that a fixed draw depends on; NumPy promises no more than that a version's random numbers stay."""
     facts = [np.__version__, dataclasses.asdict(contract)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def turns(chunks: int, rank: int, world: int) -> list[int]:
-    """Numbers of chunks in the order in which a worker takes them.
-
-    Its own share, then the others', last first: what they have not come to yet, or will not do on this node.
-    """
-    shares = np.array_split(np.arange(chunks), world)
-    others = [shares[(rank + i) % world][::-1] for i in range(1, world)]
-    return np.concatenate([shares[rank], *others]).tolist()

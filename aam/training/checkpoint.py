@@ -3,6 +3,7 @@
 - `model.safetensors`   weights, unwrapped
 - `config.json`         what the model is, how samples are drawn, the target, metrics and versions
 - `training_state.pt`   what a resumed run needs; loads with `weights_only=True`
+- `ensemble.safetensors` what predicts along with the network, where it was trained with `--ensemble`
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,12 @@ from aam.model.sequence_predictor import SequencePredictor
 from aam.model.sizes import EncoderSizes, PredictorSizes
 from aam.training.targets import Target
 
+if TYPE_CHECKING:
+    from aam.ensemble.ensemble import Ensemble
+
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
+ENSEMBLE = "ensemble.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,8 @@ class Checkpoint:
     """On the CPU, in evaluation mode."""
     metrics: dict[str, float]
     """Of the epoch that wrote it."""
+    ensemble: Ensemble | None = None
+    """What predicts along with the network, where it was trained with `--ensemble`."""
 
 
 def save(
@@ -204,7 +211,18 @@ def load(path: Path) -> Checkpoint:
     spec = ModelSpec.from_dict(described["spec"])
     model = spec.build()
     load_weights(model, load_file(path / WEIGHTS), source=path)
-    return Checkpoint(path=path, spec=spec, model=model.eval(), metrics=described["metrics"])
+    return Checkpoint(
+        path=path, spec=spec, model=model.eval(), metrics=described["metrics"], ensemble=_load_ensemble(path)
+    )
+
+
+def _load_ensemble(path: Path) -> Ensemble | None:
+    if not (path / ENSEMBLE).is_file():
+        return None
+    # Here and not above: it imports more of SciPy than processes that train need.
+    from aam.ensemble.ensemble import Ensemble
+
+    return Ensemble.load(path)
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], *, source: Path) -> None:

@@ -38,7 +38,7 @@ def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure
             figures["confusion_matrix"] = _confusion(arrays.target_true, arrays.target.argmax(axis=1), target)
         else:
             truth = target.transform.inverse(arrays.target_true)
-            predicted = target.transform.inverse(arrays.target[:, 0])
+            predicted = target.decode(arrays.target)[:, target.point]
             figures["target"] = _scatter(truth, predicted, target.column)
     if arrays.count is not None and arrays.count_true is not None:
         figures["counts"] = _scatter(arrays.count_true, arrays.count, "log relative abundance of masked ASVs")

@@ -104,16 +104,16 @@ def write_validation(path: Path, sample_ids: list[str], arrays: EpochArrays, tar
     assert arrays.target_true is not None
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["SampleID", "true", "prediction", *target.classes])
+        writer.writerow(["SampleID", "true", "prediction", *target.classes, *target.beside])
         if target.classes:
             probabilities = class_probabilities(arrays.target)
             for i, truth, row in zip(sample_ids, arrays.target_true, probabilities, strict=True):
                 writer.writerow([i, target.classes[truth], target.classes[row.argmax()], *map(float, row)])
         else:
             truths = target.transform.inverse(arrays.target_true)
-            predicted = target.transform.inverse(arrays.target[:, 0])
-            for i, truth, value in zip(sample_ids, truths, predicted, strict=True):
-                writer.writerow([i, float(f"{truth:.7g}"), float(value)])  # targets are float32
+            predicted = target.decode(arrays.target)[:, [target.point, *target.beside.values()]]
+            for i, truth, values in zip(sample_ids, truths, predicted.tolist(), strict=True):
+                writer.writerow([i, float(f"{truth:.7g}"), *values])  # targets are float32
 
 
 def format_loss(value: float) -> str:

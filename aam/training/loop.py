@@ -27,7 +27,7 @@ from aam.training.memory import clear_cache, keep_freed_memory, out_of_memory_ad
 from aam.training.metrics import EpochArrays, EpochRecord
 from aam.training.optimizer import make_optimizer, update
 from aam.training.schedule import Schedule, make_schedule
-from aam.training.step import Objective, step
+from aam.training.step import Objective, autocast_of, step
 from aam.training.trackers import open_trackers
 
 Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
@@ -254,8 +254,7 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
         )
     # It plans anew for each shape, half a second at a time, and no two batches have the same.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    autocast = torch.bfloat16 if bf16 else None
+    autocast = autocast_of(config.precision, device.type)
     if device.type == "cpu":
         keep_freed_memory()
         if config.precision == "auto" and not task.spec.freeze_base and collectives.rank() == 0 and cpu_has_bf16():

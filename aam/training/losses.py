@@ -93,17 +93,17 @@ def count_loss(predicted_BS: Tensor, batch: Batch) -> LossTerm:
 
 
 def target_loss(predicted_BO: Tensor, batch: Batch, target: Target) -> LossTerm:
-    """Loss of the target: cross entropy, or huber, mse, mae or quantile of the transformed number."""
+    """Loss of the target: cross entropy, or huber, mse, mae or mean pinball loss of the transformed number."""
     assert batch.target is not None
     if target.classes:
         weights = predicted_BO.new_tensor(target.class_weights) if target.class_weights else None
         loss_B = F.cross_entropy(predicted_BO, batch.target, weight=weights, reduction="none")
         return LossTerm(loss_B.sum(), batch.global_size)
-    predicted_B = predicted_BO.squeeze(-1)
     if target.loss == "quantile":
-        error_B = batch.target - predicted_B
-        loss_B = torch.maximum(target.quantile * error_B, (target.quantile - 1) * error_B)
+        quantile_O = predicted_BO.new_tensor(target.quantiles)
+        error_BO = batch.target[:, None] - predicted_BO
+        loss_B = torch.maximum(quantile_O * error_BO, (quantile_O - 1) * error_BO).mean(dim=1)
     else:
         function = {"huber": F.huber_loss, "mse": F.mse_loss, "mae": F.l1_loss}[target.loss]
-        loss_B = function(predicted_B, batch.target, reduction="none")
+        loss_B = function(predicted_BO.squeeze(-1), batch.target, reduction="none")
     return LossTerm(loss_B.sum(), batch.global_size)

@@ -137,8 +137,11 @@ class EpochArrays:
             if target.classes:
                 found |= classification_metrics(truth, class_probabilities(predicted))
             else:
-                inverse = target.transform.inverse
-                found |= regression_metrics(inverse(truth), inverse(predicted[:, 0]))
+                truth, values = target.transform.inverse(truth), target.decode(predicted)
+                found |= regression_metrics(truth, values[:, target.point])
+                if target.beside and len(truth):
+                    inside = (values[:, 0] <= truth) & (truth <= values[:, -1])
+                    found["interval_coverage"] = float(inside.mean())
         return found
 
 

@@ -48,6 +48,11 @@ class Predictions:
     """float32 []: scored masked positions that were filled in rightly."""
 
 
+def autocast_of(precision: str, device: str) -> torch.dtype | None:
+    """Arithmetic of the forward pass that a `--precision` means on a kind of device; None for fp32."""
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device == "cuda") else None
+
+
 def step(
     model: nn.Module,
     batch: Batch,

@@ -83,8 +83,8 @@ class Target:
         Of a number.
     loss : str
         huber, mse, mae or quantile; cross_entropy for classes.
-    quantile : float
-        Which one, for the quantile loss.
+    quantiles : tuple of float
+        Ascending, one for each output, for the quantile loss; empty for the others.
     class_weights : tuple of float
         Of the cross entropy; empty for none.
     """
@@ -93,13 +93,27 @@ class Target:
     classes: tuple[str, ...] = ()
     transform: TargetTransform = TargetTransform()
     loss: str = "huber"
-    quantile: float = 0.5
+    quantiles: tuple[float, ...] = ()
     class_weights: tuple[float, ...] = ()
 
     @property
     def outputs(self) -> int:
         """Outputs of the model."""
-        return len(self.classes) or 1
+        return len(self.classes) or len(self.quantiles) or 1
+
+    @property
+    def point(self) -> int:
+        """Output that is the prediction of a number: the only one, or the quantile nearest to 0.5."""
+        return min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5), default=0)
+
+    @property
+    def beside(self) -> dict[str, int]:
+        """Name and output of each quantile that stands beside the prediction."""
+        return {f"q{q:g}": i for i, q in enumerate(self.quantiles) if i != self.point}
+
+    def decode(self, outputs: np.ndarray) -> np.ndarray:
+        """What the model says of a number [n, O] to own units, in float64; quantiles that cross are put in order."""
+        return self.transform.inverse(np.sort(outputs, axis=1))
 
     def encode(self, values: Sequence[Any]) -> np.ndarray:
         """Targets in own units or class names to what batches hold, float32 or int64 [n].
@@ -131,6 +145,7 @@ class Target:
             **{
                 **data,
                 "classes": tuple(data["classes"]),
+                "quantiles": tuple(data["quantiles"]),
                 "class_weights": tuple(data["class_weights"]),
                 "transform": TargetTransform(**data["transform"]),
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 import ray
@@ -28,6 +28,17 @@ def _trains(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):  # gone meanwhile
         return "RayTrainWorker" in " ".join(process.cmdline())
     return False
+
+
+@contextlib.contextmanager
+def paused(worker: psutil.Process) -> Iterator[None]:
+    """Stop a training worker, and with it those that wait for it, so that a run stays where it is."""
+    worker.suspend()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
 
 
 def nodes_of_workers() -> list[str]:

@@ -14,18 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from ray_tools import nodes_of_workers, train_workers, wait_for
-from runs import CPU, STILL, history, pretrain_config, train_config
+from ray_tools import nodes_of_workers, paused, train_workers, wait_for
+from runs import STILL, fit_here, history, pretrain_config, train_config
 
-from aam.config import RayConfig
+from aam.config import RayConfig, RunConfig
 from aam.distributed import cluster
 from aam.distributed.run import run
-from aam.plan import make_plan
-from aam.task import build_task
-from aam.training.loop import fit
 
 pytestmark = pytest.mark.slow
-EPOCHS = 50
 
 
 class Node:
@@ -81,68 +77,66 @@ def node(ray_cluster):
     made.kill()
 
 
-@pytest.fixture(scope="module")
-def reference(synthetic_folder, tmp_path_factory):
-    """Losses of the same training in one process, without Ray."""
-    plan = make_plan(
-        pretrain_config(synthetic_folder, tmp_path_factory.mktemp("reference"), model=STILL, epochs=EPOCHS)
-    )
-    return losses(fit(build_task(plan, CPU)).history)
+def of_workers(config: RunConfig, number: int | str) -> RunConfig:
+    """The same run with workers of two CPUs, of which a node has room for one."""
+    return dataclasses.replace(config, ray=RayConfig(num_workers=number, cpus_per_worker=2))
 
 
-def config(folder, output_dir, workers):
-    made = pretrain_config(folder, output_dir, model=STILL, epochs=EPOCHS)
-    return dataclasses.replace(made, ray=RayConfig(num_workers=workers, cpus_per_worker=2))
+def check_history(config: RunConfig, reference: Path) -> None:
+    """All epochs, with the losses of the same training in one process without Ray."""
+    fit_here(dataclasses.replace(config, output_dir=reference))
+    rows = history(config.output_dir)
+    assert [row["epoch"] for row in rows] == list(range(1, config.loop.epochs + 1))
+    assert losses(rows) == pytest.approx(losses(history(reference)), rel=1e-4)
 
 
-def test_an_elastic_run_grows_when_a_node_comes(node, synthetic_folder, tmp_path, reference, monkeypatch):
+def test_an_elastic_run_grows_when_a_node_comes(node, synthetic_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "RESIZE_SECONDS", 1.0)
+    config = pretrain_config(synthetic_folder, tmp_path / "run", model=STILL, epochs=30)
     seen = []
 
     def grow() -> None:
         wait_for(lambda: epochs_logged(tmp_path / "run") >= 3)
         seen.append(nodes_of_workers())
         [worker] = train_workers()
-        worker.suspend()  # a node takes its time to come up
-        node.start()
-        worker.resume()
+        with paused(worker):  # a node takes its time to come up
+            node.start()
         wait_for(lambda: len(nodes_of_workers()) == 2)
         seen.append(nodes_of_workers())
 
     growing = in_background(grow)
-    run(config(synthetic_folder, tmp_path / "run", "1:2"))
+    run(of_workers(config, "1:2"))
     growing.join(timeout=10)
     assert [len(workers) for workers in seen] == [1, 2]
     assert len(set(seen[1])) == 2, "both workers on one node"
-    rows = history(tmp_path / "run")
-    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
-    assert losses(rows) == pytest.approx(reference, rel=1e-4)
+    check_history(config, tmp_path / "reference")
 
 
-def test_a_run_waits_for_a_lost_node_and_goes_on(node, synthetic_folder, tmp_path, reference):
+def test_a_run_waits_for_a_lost_node_and_goes_on(node, synthetic_folder, tmp_path):
+    """Stage 2, on a frozen base."""
     if node.process is None:
         node.start()
-    seen = []
+    fit_here(pretrain_config(synthetic_folder, tmp_path / "stage1", model=STILL))
+    config = train_config(
+        synthetic_folder, tmp_path / "run", model=STILL, pretrained=tmp_path / "stage1", freeze_base=True, epochs=10
+    )
+    seen, logged = [], []
 
     def lose() -> None:
-        wait_for(lambda: epochs_logged(tmp_path / "stage1") >= 3)
-        seen.extend(nodes_of_workers())
-        node.kill()
-        before = epochs_logged(tmp_path / "stage1")
-        assert before < EPOCHS
+        wait_for(lambda: epochs_logged(tmp_path / "run") >= 3)
+        with paused(train_workers()[0]):  # the run cannot end before the node is lost
+            seen.extend(nodes_of_workers())
+            node.kill()
+        logged.append(epochs_logged(tmp_path / "run"))
         time.sleep(3)
-        assert epochs_logged(tmp_path / "stage1") <= before + 1, "the run went on with half of its workers"
+        logged.append(epochs_logged(tmp_path / "run"))
         node.start()
 
     losing = in_background(lose)
-    stage_1 = run(config(synthetic_folder, tmp_path / "stage1", 2))
+    run(of_workers(config, 2))
     losing.join(timeout=10)
     assert len(set(seen)) == 2, "both workers on one node"
-    rows = history(tmp_path / "stage1")
-    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
-    assert losses(rows) == pytest.approx(reference, rel=1e-4)
-    # Stage 2 from the best checkpoint, again on both nodes.
-    stage_2 = train_config(synthetic_folder, tmp_path / "stage2", pretrained=stage_1.best, freeze_base=True)
-    result = run(dataclasses.replace(stage_2, ray=RayConfig(num_workers=2, cpus_per_worker=2)))
-    assert result.epochs == 2
-    assert result.best.exists()
+    before, after = logged
+    assert before < 10
+    assert after <= before + 1, "the run went on with half of its workers"
+    check_history(config, tmp_path / "reference")

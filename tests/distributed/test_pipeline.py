@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from ray_tools import paused, train_workers
 
 from aam.cli import parse
 from aam.config import DataConfig, PipelineConfig, PredictConfig, PretrainConfig, TrainConfig
@@ -127,28 +128,35 @@ def test_a_pipeline_that_is_interrupted_goes_on_and_repeats_nothing(ray_cluster,
     """Both stages hold back the same subjects, on whom the report is."""
     out = tmp_path / "pipeline"
     command = [*sources(synthetic_folder), *TINY, *QUICK, "--freeze-base", "--output-dir", str(out),
-               "--train-flags", "--epochs 400"]  # fmt: skip
+               "--train-flags", "--epochs 12"]  # fmt: skip
     first = start(*command)
     while first.poll() is None and not rows(out / "stage2"):
         time.sleep(0.05)
     assert first.poll() is None, first.communicate()
-    first.send_signal(signal.SIGINT)
-    said, errors = first.communicate(timeout=60)
-    assert first.returncode == 130, errors
-    assert "stage 1: best epoch" in said, "the log of the job"
-    assert "its job goes on; the same command, with this --output-dir, follows it again" in errors
-    assert "Traceback" not in errors
-    pretrained = (out / "stage1" / "metrics.jsonl").read_bytes()
-    written = (out / "stage1" / "metrics.jsonl").stat().st_mtime_ns
+    [worker] = train_workers()
+    with paused(worker):  # stage 2 does not end before it is followed again
+        first.send_signal(signal.SIGINT)
+        said, errors = first.communicate(timeout=60)
+        assert first.returncode == 130, errors
+        assert "stage 1: best epoch" in said, "the log of the job"
+        assert "its job goes on; the same command, with this --output-dir, follows it again" in errors
+        assert "Traceback" not in errors
+        pretrained = (out / "stage1" / "metrics.jsonl").read_bytes()
+        written = (out / "stage1" / "metrics.jsonl").stat().st_mtime_ns
 
-    again = start(*command)
-    said, errors = again.communicate(timeout=300)
+        again = start(*command)
+        assert again.stdout is not None
+        said = ""
+        while "stage 2: " not in said and (line := again.stdout.readline()):
+            said += line
+    more, errors = again.communicate(timeout=300)
+    said += more
     assert again.returncode == 0, errors
     assert "stage 1: done already" in said
     assert "stage 2: follows Ray job raysubmit_" in said, said
     assert (out / "stage1" / "metrics.jsonl").read_bytes() == pretrained
     assert (out / "stage1" / "metrics.jsonl").stat().st_mtime_ns == written
-    stage_2 = parse(TrainConfig, ["--epochs", "400"])
+    stage_2 = parse(TrainConfig, ["--epochs", "12"])
     assert is_finished(stage_2, rows(out / "stage2"))
 
     records = [json.loads((out / name / "run.json").read_text()) for name in ("stage1", "stage2")]
@@ -168,10 +176,11 @@ def test_a_pipeline_that_is_interrupted_goes_on_and_repeats_nothing(ray_cluster,
 
 
 def test_a_stage_that_fails_ends_the_pipeline_with_its_last_lines(ray_cluster, synthetic_folder, tmp_path):
-    flags = [*sources(synthetic_folder), *TINY, *QUICK, "--output-dir", str(tmp_path / "out")]
-    early = start(*flags, "--train-flags", "--target nosuch")
-    assert "no column 'nosuch'" in early.communicate(timeout=200)[1], "stage 1 is trained for nothing"
-    failing = start(*flags, "--cpus-per-worker", "64")
+    flags = [*sources(synthetic_folder), *TINY, *QUICK]
+    early = start(*flags, "--output-dir", str(tmp_path / "early"), "--train-flags", "--target nosuch")
+    failing = start(*flags, "--output-dir", str(tmp_path / "out"), "--cpus-per-worker", "64")
+    assert "no column 'nosuch'" in early.communicate(timeout=200)[1]
+    assert not (tmp_path / "early" / "stage1").exists(), "stage 1 is trained for nothing"
     _, errors = failing.communicate(timeout=200)
     assert failing.returncode == 1, errors
     assert "Traceback" not in errors

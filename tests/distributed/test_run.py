@@ -57,6 +57,8 @@ def test_a_killed_worker_costs_nothing_but_time(ray_cluster, two_workers, synthe
     losses = [row["val/total_loss"] for row in history(tmp_path / "killed")]
     assert killed.metrics["val/total_loss"] == min(losses)
     assert find_best(tmp_path / "killed") == killed.best
+    page = (tmp_path / "killed" / "report.html").read_text()
+    assert f"best epoch</dt><dd>{losses.index(min(losses)) + 1} of 6" in page
     last = json.loads((tmp_path / "killed" / "last" / "config.json").read_text())
     assert last["metrics"]["epoch"] == 6
     assert reported(str(tmp_path / "killed")) is not None

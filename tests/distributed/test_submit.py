@@ -52,28 +52,33 @@ def checkout(synthetic_folder, tmp_path):
 
 
 def test_a_job_runs_in_a_copy_of_the_checkout_without_its_data(commands, environment, checkout):
-    def submit(command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True)
+    def submit(command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command + QUICK, shell=True, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True
+        )
 
     [command] = (command for command in commands if "--working-dir" in command)
-    done = submit(command + QUICK)
-    assert done.returncode == 0, done.stdout + done.stderr
+    job = submit(command)
+    said, _ = job.communicate()
+    assert job.returncode == 0, said
     run = checkout / "runs" / "stage1"
-    assert "epoch 2/2" in done.stdout, "no logs of the worker"
-    assert "stage 1: best epoch" in done.stdout
-    assert f"checkpoints  {run}/best" in done.stdout
-    assert f"--pretrained {run}" in done.stdout
+    assert "epoch 2/2" in said, "no logs of the worker"
+    assert "stage 1: best epoch" in said
+    assert f"checkpoints  {run}/best" in said
+    assert f"--pretrained {run}" in said
     assert (run / "best" / "model.safetensors").exists()
+    fault = submit(command.replace("table.biom", "none.biom").replace("stage1", "other"))
+    relative = submit(command.replace('"$PWD"/runs', "runs"))
     # A fault: one line, and the exit code of the job.
-    done = submit(command.replace("table.biom", "none.biom").replace("stage1", "other") + QUICK)
-    assert done.returncode == 1
-    [error] = set(re.findall(r"^error: .*$", done.stdout, re.MULTILINE))  # Ray shows the last lines once more
+    said, _ = fault.communicate()
+    assert fault.returncode == 1
+    [error] = set(re.findall(r"^error: .*$", said, re.MULTILINE))  # Ray shows the last lines once more
     assert "none.biom" in error
-    assert "Traceback" not in done.stdout
+    assert "Traceback" not in said
     # A path that is not there in the copy: nothing would be left of what is written to it.
-    done = submit(command.replace('"$PWD"/runs', "runs") + QUICK)
-    assert done.returncode == 1
-    assert "give an absolute path" in done.stdout
+    said, _ = relative.communicate()
+    assert relative.returncode == 1
+    assert "give an absolute path" in said
 
 
 @pytest.fixture

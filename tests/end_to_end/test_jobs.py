@@ -36,19 +36,19 @@ def sources(folder):
 
 
 @pytest.fixture(scope="session")
-def stage_1(run_job, synthetic_folder, tmp_path_factory):
+def stage_1(readme_jobs):
     """A stage 1 run folder."""
-    folder = tmp_path_factory.mktemp("stage1") / "run"
-    tree = ["--tree", synthetic_folder / "tree.nwk"]
-    done = run_job("pretrain.py", *sources(synthetic_folder), *tree, *TINY, *QUICK, "--output-dir", folder)
+    folder, ended = readme_jobs
+    done = ended["jobs/pretrain.py"]
     assert done.returncode == 0, done.stderr
     assert "best epoch" in done.stdout
+    run = folder / "runs" / "stage1"
     [following] = re.findall(r"^  next +python jobs/train.py (.*)$", done.stdout, re.MULTILINE)
     stage_2 = parse(TrainConfig, shlex.split(following))
-    assert stage_2.pretrained == str(folder)
-    assert stage_2.data.table == synthetic_folder / "table.biom"
+    assert stage_2.pretrained == str(run)
+    assert stage_2.data.table == folder / "table.biom"
     assert stage_2.data.group_column == "subject"
-    return folder
+    return run
 
 
 def test_stage_1_leaves_a_whole_run_folder(stage_1):
@@ -79,22 +79,20 @@ def stage_2(folder, stage_1, output_dir, *more):
     return [*sources(folder), "--pretrained", stage_1, *settings, "--output-dir", output_dir, *more]
 
 
-@pytest.mark.parametrize(
-    "flags", [[*REGRESSION, FROZEN], [*CLASSIFICATION, TUNED, *TWO_WORKERS]], ids=["regression", "classification"]
-)
-def test_stage_2_and_prediction(run_job, run_here, stage_1, synthetic_folder, tmp_path, flags):
-    done = run_job("train.py", *stage_2(synthetic_folder, stage_1, tmp_path / "run", *flags))
+def test_stage_2_and_prediction(ray_cluster, run_here, stage_1, synthetic_folder, tmp_path):
+    """By way of Ray, with two workers."""
+    flags = [*CLASSIFICATION, TUNED, *TWO_WORKERS]
+    done = run_here("train.py", *stage_2(synthetic_folder, stage_1, tmp_path / "run", *flags))
     assert done.returncode == 0, done.stderr
     assert "stage 2: best epoch" in done.stdout
-    notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
-    assert bool(notes) == ("gradient" in flags), "some samples have no value there"
-    for note in notes:
-        assert f"note: {note}" in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["notes"] == []
     check_predictions(run_here, synthetic_folder, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "flags", [[*REGRESSION, TUNED], [*CLASSIFICATION, FROZEN]], ids=["regression", "classification"]
+    "flags",
+    [[*REGRESSION, TUNED], [*REGRESSION, FROZEN], [*CLASSIFICATION, FROZEN]],
+    ids=["regression", "regression-frozen", "classification-frozen"],
 )
 def test_stage_2_without_ray_and_prediction(run_here, stage_1, synthetic_folder, tmp_path, flags):
     fit_here(parse(TrainConfig, [*map(str, stage_2(synthetic_folder, stage_1, tmp_path / "run", *flags))]))
@@ -229,17 +227,14 @@ def test_user_faults_are_one_line_without_a_traceback(run_job, run_here, broken,
         ("pretrain.py", {"--table": write("empty.biom", nothing), **tree}, ["empty.biom"]),
         ("predict.py", {"--checkpoint": broken, "--output": tmp_path / "p.tsv"}, ["neither a checkpoint"]),
     ]  # fmt: skip
-    started = set()
-    for script, changed, words in cases:
+    for number, (script, changed, words) in enumerate(cases):
         flags = {**good, **changed}
         if script != "train.py":
             flags.pop("--target")
             flags.pop("--metadata")
         if script != "predict.py":
             flags["--output-dir"] = tmp_path / "run"
-        # The first of each script as a user starts it.
-        run = run_here if script in started else run_job
-        started.add(script)
+        run = run_here if number else run_job  # the first as a user starts it
         done = run(script, *[part for pair in flags.items() for part in pair])
         case = f"{script} {changed}: {done.stderr}"
         assert done.returncode == 1, case

@@ -35,14 +35,14 @@ def last_metrics(run):
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-def test_stage_1_on_a_study(run_job, tmp_path, request):
-    """On the user's own table and tree where they are, else on ibd."""
+def test_stage_1_on_a_study(ray_cluster, run_here, tmp_path, request):
+    """By way of Ray; on the user's own table and tree where they are, else on ibd."""
     if OWN_TABLE.exists() and OWN_TREE.exists():
         sources = ["--table", OWN_TABLE, "--tree", OWN_TREE]
     else:
         ibd = request.getfixturevalue("real_data") / "ibd"
         sources = ["--table", ibd / "table.biom", "--tree", ibd / "tree.nwk", *split(ibd)]
-    done = run_job("pretrain.py", *sources, *SMALL, "--output-dir", tmp_path / "run")
+    done = run_here("pretrain.py", *sources, *SMALL, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     metrics = last_metrics(tmp_path / "run")
     assert 0 < metrics["val/nuc_accuracy"] < 1
@@ -57,17 +57,13 @@ def test_stage_1_on_a_study(run_job, tmp_path, request):
         ("pmi", ["--target", "add_0c", "--target-transform", "log1p-zscore"]),
     ],
 )
-def test_stage_2_on_studies(run_job, real_data, tmp_path, study, target):
+def test_stage_2_on_studies(real_data, tmp_path, study, target):
     folder = real_data / study
     flags = [
         "--table", folder / "table.biom", "--tree", folder / "tree.nwk", "--metadata", folder / "metadata.tsv",
         *target, *split(folder), *SMALL, "--output-dir", tmp_path / "run",
     ]  # fmt: skip
-    if study == "ecam":  # one of them by way of Ray
-        done = run_job("train.py", *flags)
-        assert done.returncode == 0, done.stderr
-    else:
-        fit_here(parse(TrainConfig, [*map(str, flags)]))
+    fit_here(parse(TrainConfig, [*map(str, flags)]))
     metrics = last_metrics(tmp_path / "run")
     assert ("val/macro_f1" if study == "ibd" else "val/mae") in metrics
     ids = (folder / "val.txt").read_text().split()

@@ -19,7 +19,7 @@ from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
-from aam.training.base_cache import BaseCache, cache_key, turns
+from aam.training.base_cache import BaseCache, cache_key
 
 
 def new_predictor(seed: int = 0, **sizes) -> SequencePredictor:
@@ -212,11 +212,3 @@ def test_without_a_place_on_disk_it_goes_on_in_memory(plan, capsys, kind):
     known = cache.known(batch, fixed_draws=True)
     assert known.samples is None
     torch.testing.assert_close(predictor(batch, known=known).target, predictor(batch).target, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("chunks", "world"), [(0, 1), (5, 1), (5, 2), (3, 4), (16, 3)])
-def test_workers_take_all_chunks_their_own_first(chunks, world):
-    order = [turns(chunks, rank, world) for rank in range(world)]
-    assert all(sorted(of_rank) == list(range(chunks)) for of_rank in order)
-    shares = np.array_split(range(chunks), world)
-    assert all(of_rank[: len(share)] == list(share) for of_rank, share in zip(order, shares, strict=True))

@@ -269,7 +269,7 @@ def test_clearing_the_cache_runs_without_a_gpu(synthetic_folder, tmp_path, clear
     [
         {"target_loss": "mse", "target_transform": "none"},
         {"target_loss": "mae", "target_transform": "minmax"},
-        {"target_loss": "quantile", "quantile": 0.9, "target_transform": "log1p-zscore"},
+        {"target_loss": "quantile", "quantiles": (0.9, 0.1, 0.5), "target_transform": "log1p-zscore"},
         {"base_weight": 0.5},
         {"target": "site", "classifier": True, "class_weights": "balanced"},
         {"target": "site", "classifier": True, "count_weight": 0.0},

@@ -100,9 +100,8 @@ def number_target(**settings) -> Target:
     [
         (number_target(loss="mse"), lambda t, p: sk.mean_squared_error(t, p)),
         (number_target(loss="mae"), lambda t, p: sk.mean_absolute_error(t, p)),
-        (number_target(loss="quantile"), lambda t, p: sk.mean_pinball_loss(t, p, alpha=0.5)),
         (
-            number_target(loss="quantile", quantile=0.9),
+            number_target(loss="quantile", quantiles=(0.9,)),
             lambda t, p: sk.mean_pinball_loss(t, p, alpha=0.9),
         ),
         (
@@ -118,6 +117,14 @@ def test_target_loss_of_a_number(target, expected):
     assert term.share.item() == pytest.approx(
         expected(truth.double().numpy(), predicted[:, 0].double().numpy()), rel=1e-5
     )
+
+
+def test_target_loss_of_quantiles_is_their_mean_pinball_loss():
+    truth, predicted, quantiles = draw(40, seed=1), draw(40, 3, seed=2), (0.05, 0.5, 0.95)
+    target = number_target(loss="quantile", quantiles=quantiles)
+    term = target_loss(predicted, batch_of(target=truth, rank_sizes=[40]), target)
+    of_each = [sk.mean_pinball_loss(truth, predicted[:, i], alpha=q) for i, q in enumerate(quantiles)]
+    assert term.share.item() == pytest.approx(np.mean(of_each), rel=1e-5)
 
 
 def test_target_loss_of_classes():

@@ -125,7 +125,7 @@ def test_a_class_that_no_training_sample_has():
     "target",
     [
         Target(column="age", transform=TargetTransform.fit("log1p-zscore", np.array([0.1, 1 / 3, 70.0]))),
-        Target(column="age", loss="quantile", quantile=0.9),
+        Target(column="age", loss="quantile", quantiles=(0.05, 0.5)),
         Target(column="site", classes=("007", "b\tc"), loss="cross_entropy", class_weights=(0.1, 1 / 3)),
     ],
 )

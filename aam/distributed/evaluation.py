@@ -1,0 +1,275 @@
+"""An evaluation: train both stages for each split and seed, or take a finished run, and score it beside baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aam.baselines import baseline_names
+from aam.config import DataConfig, EvaluateConfig, Location, PipelineConfig, PredictConfig, PretrainConfig, TrainConfig
+from aam.data.sources import content_hash
+from aam.data.split import Split, read_ids
+from aam.distributed.checkpoints import find_best, home_of, run_record
+from aam.distributed.pipeline import plan_stages
+from aam.distributed.run import run
+from aam.distributed.storage import join
+from aam.evaluation.caveats import caveats, what_was_done
+from aam.evaluation.folds import draw_folds
+from aam.evaluation.outcome import Outcome, baseline_runs, column_of, model_runs, scored_samples
+from aam.evaluation.results import Evaluation, assess
+from aam.plan import RunPlan, make_plan, with_builtin_data
+from aam.predict import predict, source_of
+from aam.training import checkpoint
+
+ID_FILES = {"pretrain": "pretrain.txt", "train": "train.txt", "val": "val.txt", "test": "test.txt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A split to train on: the only one, or that of a fold."""
+
+    repeat: int
+    fold: int
+    name: str
+    """Folder of its runs, below that of the evaluation; empty for the only one."""
+    split: Split
+    pretrain: list[str]
+    """What stage 1 trains on."""
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Train what is left to train, and score it.
+
+    Parameters
+    ----------
+    config : EvaluateConfig
+        Settings.
+
+    Raises
+    ------
+    ValueError
+        For files or settings that cannot work, before anything is trained.
+    RunFailedError
+        Where a training failed.
+    """
+    outcomes = _train_all(config) if config.checkpoint is None else [_finished(config)]
+    target, group_column = outcomes[0].found.target, _group_column(config, outcomes[0])
+    samples, notes = scored_samples(outcomes, group_column)
+    names = [n for n in baseline_names(classifier=bool(target.classes)) if n not in config.skip_baselines]
+    seed, kept = config.loop.seed, config.output_dir / "baselines"
+    return assess(
+        target.column,
+        samples,
+        model_runs(samples, outcomes),
+        {name: baseline_runs(samples, outcomes, name, seed=seed, folder=kept) for name in names},
+        seed=seed,
+        caveats=caveats(outcomes, group_column),
+        notes=[what_was_done(outcomes, config.folds, config.repeats), *notes],
+    )
+
+
+def _finished(config: EvaluateConfig) -> Outcome:
+    assert config.checkpoint is not None
+    record = run_record(config.checkpoint)
+    if record is None:
+        raise ValueError(f"{config.checkpoint}: no run.json there, which names its samples; give the run folder")
+    return _outcome(config, config.checkpoint, repeat=1, fold=1, seed=record["config"]["loop"]["seed"])
+
+
+def _outcome(config: EvaluateConfig, location: str, *, repeat: int, fold: int, seed: int) -> Outcome:
+    """What a finished run says of its test samples."""
+    record = run_record(location)
+    assert record is not None
+    asked = PredictConfig(
+        checkpoint=Location(location),
+        output=config.output_dir / "predictions.tsv",
+        part="test",
+        precision=record["config"]["loop"]["precision"],
+        base_cache=config.loop.base_cache,
+        cache_dir=config.data.cache_dir,
+    )
+    found = predict(asked, checkpoint.load(find_best(location)), record).predictions
+    assert found is not None, "stage 2 has a target"
+    for name in ("table", "metadata"):
+        path = source_of(record, name)
+        if path is not None and content_hash(path) != record["dataset"]["sha256"][name]:
+            raise ValueError(f"{path}: has changed since the run {location} was trained on it; restore it")
+    base = record["config"]["pretrained"]
+    return Outcome(
+        repeat=repeat,
+        fold=fold,
+        seed=seed,
+        found=found,
+        record=record,
+        base_record=None if base is None else run_record(base),
+    )
+
+
+def _group_column(config: EvaluateConfig, outcome: Outcome) -> str | None:
+    """Column of the groups: as given, or as the run had it."""
+    given = outcome.record["config"]["data"]
+    if config.data.group_column is None and given["table"] is None:
+        return with_builtin_data(TrainConfig(data=DataConfig(cache_dir=config.data.cache_dir))).data.group_column
+    return config.data.group_column or given["group_column"]
+
+
+def _train_all(config: EvaluateConfig) -> list[Outcome]:
+    resolved = with_builtin_data(TrainConfig(data=config.data, loss=config.loss))
+    config = replace(config, data=resolved.data, loss=resolved.loss)
+    parts = plan_parts(config)
+    seeds = range(config.loop.seed, config.loop.seed + config.seeds)
+    planned = [(part, seed, *stages_of(config, part, seed)) for part in parts for seed in seeds]
+    for _, seed, first, second in planned:
+        if seed == seeds[0]:
+            _plan_without_base(first, second)  # a fault in the last fold is told before the first is trained
+    print(f"evaluation: {len(planned)} models to train, each of two stages, in {config.output_dir}", flush=True)
+    for part, seed, first, second in planned:
+        for stage, of_stage in (("stage 1", first), ("stage 2", second)):
+            print(f"\n{' '.join([part.name, f'seed {seed}', stage]).strip()}", flush=True)
+            run(of_stage)
+    # After all are trained: a GPU that this process has used has less memory for workers.
+    return [
+        _outcome(config, home_of(second), repeat=part.repeat, fold=part.fold, seed=seed)
+        for part, seed, _, second in planned
+    ]
+
+
+def plan_parts(config: EvaluateConfig) -> list[Part]:
+    """The splits, and for each the samples of stage 1; their id files are written, or found as they would be written.
+
+    Stage 1 trains on the training samples of stage 2 and on samples without a target, but none of a group that is held
+    back.
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot work, or a folder that holds an evaluation on another split.
+    """
+    stages = _two_stages(config, config.data, config.output_dir / f"seed-{config.loop.seed}", config.loop.seed)
+    first, second = stages
+    if config.folds is not None:
+        second = replace(second, data=replace(second.data, test_fraction=0.0))
+    plan = _plan_without_base(first, second)
+    column, source = config.data.group_column, config.data.metadata
+    assert source is not None
+    ids = plan.dataset.sample_ids
+    groups = None if column is None else column_of(plan.dataset, ids, column, source, is_class=True)
+    parts = []
+    for repeat in range(1, config.repeats + 1):
+        splits = [plan.split] if config.folds is None else _folds(config, plan, groups, config.loop.seed + repeat - 1)
+        for fold, split in enumerate(splits, start=1):
+            more = [] if config.data.train_ids is not None else _unlabelled(plan, split, groups, config.data.test_ids)
+            held = split.test if config.transductive else []
+            parts.append(
+                Part(
+                    repeat=repeat,
+                    fold=fold,
+                    name=_name(config, repeat, fold),
+                    split=split,
+                    pretrain=[*split.train, *more, *held],
+                )
+            )
+    for part in parts:
+        _write_ids(config.output_dir / part.name, part)
+    return parts
+
+
+def _name(config: EvaluateConfig, repeat: int, fold: int) -> str:
+    if config.folds is None:
+        return ""
+    return f"repeat-{repeat}/fold-{fold}" if config.repeats > 1 else f"fold-{fold}"
+
+
+def _folds(config: EvaluateConfig, plan: RunPlan, groups: dict[str, str] | None, seed: int) -> list[Split]:
+    assert config.folds is not None
+    usable = [*plan.split.train, *plan.split.val]
+    return draw_folds(
+        usable,
+        folds=config.folds,
+        val_fraction=config.data.val_fraction,
+        seed=seed,
+        groups=None if groups is None else [groups[s] for s in usable],
+        classes=[plan.targets[s] for s in usable] if config.loss.classifier else None,
+    )
+
+
+def _unlabelled(plan: RunPlan, split: Split, groups: dict[str, str] | None, test_ids: Path | None) -> list[str]:
+    """Samples without a target, which stage 1 can learn from all the same."""
+    held = set() if groups is None else {groups[s] for s in (*split.val, *split.test) if s in groups}
+    listed = set() if test_ids is None else set(read_ids(test_ids))
+    return [
+        sample
+        for sample, reads in zip(plan.dataset.sample_ids, plan.dataset.depths, strict=True)
+        if sample not in plan.targets
+        and sample not in listed
+        and reads >= plan.spec.contract.rarefy_depth
+        and (groups is None or (sample in groups and groups[sample] not in held))
+    ]
+
+
+def _write_ids(folder: Path, part: Part) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    split = part.split
+    lists = {"pretrain": part.pretrain, "train": split.train, "val": split.val, "test": split.test}
+    for name, ids in lists.items():
+        path, text = folder / ID_FILES[name], "".join(f"{sample}\n" for sample in ids)
+        if not path.exists():
+            path.write_text(text)
+        elif path.read_text() != text:
+            raise ValueError(
+                f"{path}: this evaluation was started with another split; go on with the same settings and files, or "
+                "choose another --output-dir"
+            )
+
+
+def stages_of(config: EvaluateConfig, part: Part, seed: int) -> tuple[PretrainConfig, TrainConfig]:
+    """Settings of both stages on a split, as the pipeline would have them.
+
+    Raises
+    ------
+    ValueError
+        For settings that cannot work.
+    """
+    folder = config.output_dir / part.name
+    train, val, test = (folder / ID_FILES[name] for name in ("train", "val", "test"))
+    data = replace(config.data, train_ids=train, val_ids=val, test_ids=test, test_fraction=0.0)
+    storage = config.ray.storage_path
+    if storage is not None:  # the runs of two evaluations, or of two folds, have the same names
+        below = [config.output_dir.name, *part.name.split("/")] if part.name else [config.output_dir.name]
+        config = replace(config, ray=replace(config.ray, storage_path=Location(join(storage, *below))))
+    first, second = _two_stages(config, data, folder / f"seed-{seed}", seed)
+    if (second.data.train_ids, second.data.val_ids) != (train, val):
+        raise ValueError("--train-ids, --val-ids: give them to the evaluation, not in --train-flags")
+    test_ids = None if config.transductive else test
+    of_first = replace(first.data, train_ids=folder / ID_FILES["pretrain"], val_ids=val, test_ids=test_ids)
+    return replace(first, data=of_first), second
+
+
+def _two_stages(
+    config: EvaluateConfig, data: DataConfig, folder: Path, seed: int
+) -> tuple[PretrainConfig, TrainConfig]:
+    first, second, _ = plan_stages(
+        PipelineConfig(
+            preset=config.preset,
+            output_dir=folder,
+            pretrain_flags=config.pretrain_flags,
+            train_flags=config.train_flags,
+            freeze_base=config.freeze_base,
+            data=data,
+            model=config.model,
+            loss=config.loss,
+            loop=replace(config.loop, seed=seed),
+            ray=config.ray,
+        )
+    )
+    assert isinstance(first.config, PretrainConfig)
+    assert isinstance(second.config, TrainConfig)
+    return first.config, second.config
+
+
+def _plan_without_base(first: PretrainConfig, second: TrainConfig) -> RunPlan:
+    """Plan of stage 2 before there is a stage 1: samples are drawn as that would have it."""
+    depth = first.data.rarefy_depth if second.data.rarefy_depth is None else second.data.rarefy_depth
+    longest = first.data.max_bp if second.data.max_bp is None else second.data.max_bp
+    data = replace(second.data, rarefy_depth=depth, max_bp=longest)
+    return make_plan(replace(second, pretrained=None, freeze_base=False, model=first.model, data=data))

@@ -1,0 +1,6 @@
+"""Beside the network: forests and a linear model on the abundances of groups of similar ASVs.
+
+The groups are those of a hierarchical clustering of the ASV vectors that stage 1 learned, so that ASVs which no
+training sample has find their group, and no tree is needed to predict. All are kept in one checkpoint and predict as
+one. Applying them needs NumPy and SciPy alone; only `aam.ensemble.fit` needs scikit-learn.
+"""

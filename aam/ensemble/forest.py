@@ -1,0 +1,83 @@
+"""A forest as arrays: no pickle, and no scikit-learn to apply it.
+
+Shape letters: n samples, m training samples, T trees, N nodes of all trees, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forest:
+    """Binary trees, and the leaf in which each training sample lies.
+
+    A new sample is like the training samples of its leaves (Meinshausen 2006, J Mach Learn Res 7:983): their targets,
+    weighted, give the median and any other quantile of a number, and the probabilities of classes.
+    """
+
+    roots: np.ndarray
+    """int32 [T]: root of each tree."""
+    feature: np.ndarray
+    """int32 [N]: what a node asks for; -1 in leaves."""
+    threshold: np.ndarray
+    """float64 [N]: up to this, to the left."""
+    left: np.ndarray
+    """int32 [N]"""
+    right: np.ndarray
+    """int32 [N]"""
+    leaves: np.ndarray
+    """int32 [m, T]: leaves of the training samples."""
+
+    def apply(self, features_nF: np.ndarray) -> np.ndarray:
+        """Leaf of each sample in each tree: int32 [n, T].
+
+        Parameters
+        ----------
+        features_nF : ndarray of float32
+            As in training.
+        """
+        at = np.tile(self.roots, (len(features_nF), 1))
+        rows, columns = np.nonzero(self.feature[at] >= 0)
+        while len(rows):
+            node = at[rows, columns]
+            goes_left = features_nF[rows, self.feature[node]] <= self.threshold[node]
+            node = np.where(goes_left, self.left[node], self.right[node])
+            at[rows, columns] = node
+            inner = self.feature[node] >= 0
+            rows, columns = rows[inner], columns[inner]
+        return at
+
+    def weights(self, features_nF: np.ndarray) -> np.ndarray:
+        """How much each training sample counts for each sample: float64 [n, m], rows sum to 1."""
+        own, theirs = self._one_hot(self.apply(features_nF)), self._one_hot(self.leaves)
+        sizes = np.maximum(np.asarray(theirs.sum(axis=0)).ravel(), 1)
+        return sp.csr_matrix(own @ sp.diags(1 / sizes) @ theirs.T).toarray() / len(self.roots)
+
+    def _one_hot(self, leaves: np.ndarray) -> sp.csr_matrix:
+        n, T = leaves.shape
+        return sp.csr_matrix((np.ones(n * T), leaves.ravel(), np.arange(0, n * T + 1, T)), (n, len(self.feature)))
+
+
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, quantile: float) -> np.ndarray:
+    """Lowest value up to which there is the share `quantile` of the weight.
+
+    Parameters
+    ----------
+    values : ndarray of float64 [m]
+        Targets of the training samples.
+    weights : ndarray of float64 [n, m]
+        Rows sum to 1.
+    quantile : float
+        Above 0, below 1.
+
+    Returns
+    -------
+    ndarray of float64 [n]
+    """
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[:, order], axis=1)
+    return values[order][(reached >= quantile * reached[:, -1:]).argmax(axis=1)]

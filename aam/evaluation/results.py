@@ -1,0 +1,226 @@
+"""An evaluation as tables: JSON for scripts, TSV, Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aam.evaluation.scores import RESAMPLES, Comparison, Samples, Scores, compare, mean_scores, score
+
+FEW_GROUPS = 10
+"""With fewer, a percentile interval is too narrow to trust."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A model beside baselines on the same test samples."""
+
+    column: str
+    samples: Samples
+    model: Scores
+    runs: list[tuple[int, int]]
+    """Repeat and seed of each run of the model."""
+    seed_average: dict[str, float]
+    """Scores of the mean prediction of all seeds; empty for one seed."""
+    baselines: dict[str, Scores]
+    comparisons: dict[str, Comparison]
+    """Of the model with each baseline."""
+    caveats: list[str]
+    """What makes the scores too good."""
+    notes: list[str]
+    predictions: pd.DataFrame
+    """Truth, and what was said, of each sample."""
+
+
+def assess(
+    column: str,
+    samples: Samples,
+    model: dict[tuple[int, int], np.ndarray],
+    baselines: dict[str, dict[int, np.ndarray]],
+    *,
+    seed: int,
+    caveats: list[str],
+    notes: list[str],
+) -> Evaluation:
+    """Score what was said.
+
+    Parameters
+    ----------
+    column : str
+        Name of the target.
+    samples : Samples
+        Those scored.
+    model : dict
+        Repeat and seed to what that run says.
+    baselines : dict
+        Name to repeat to what that baseline says.
+    seed : int
+        Of the bootstrap.
+    caveats, notes : list of str
+        What is to be known beside the scores.
+    """
+    weights = samples.weights(seed)
+    said, others = list(model.values()), {name: list(runs.values()) for name, runs in baselines.items()}
+    return Evaluation(
+        column=column,
+        samples=samples,
+        model=score(samples, said, weights),
+        runs=list(model),
+        seed_average=_seed_average(samples, model),
+        baselines={name: score(samples, runs, weights) for name, runs in others.items()},
+        comparisons={name: compare(samples, said, runs, weights) for name, runs in others.items()},
+        caveats=caveats,
+        notes=[*notes, *_notes(samples, len(baselines))],
+        predictions=_predictions(samples, model, baselines),
+    )
+
+
+def _seed_average(samples: Samples, model: dict[tuple[int, int], np.ndarray]) -> dict[str, float]:
+    repeats = sorted({repeat for repeat, _ in model})
+    if len(repeats) == len(model):
+        return {}
+    means = [np.mean([said for (repeat, _), said in model.items() if repeat == r], axis=0) for r in repeats]
+    return mean_scores([samples.scores(said) for said in means])
+
+
+def _notes(samples: Samples, baselines: int) -> list[str]:
+    over = "samples"
+    lines = []
+    if samples.groups is not None:
+        count = len(np.unique(samples.groups))
+        over = f"groups ({count})"
+        if count < FEW_GROUPS:
+            lines.append(f"{count} groups only: the intervals are too narrow, and a difference means little")
+    lines.insert(0, f"in brackets: 95 % bootstrap interval over test {over}, {RESAMPLES} resamples; not over training")
+    if baselines:
+        lines.append(
+            "the baselines are not tuned: fixed settings, relative or log-ratio abundances of the unrarefied table, "
+            "trained on the training samples; the validation samples, which chose the best epoch of the model, go "
+            "to none of them"
+        )
+        if samples.groups is not None:
+            lines.append(
+                "the p-values take samples for independent, which those of a group are not: go by the interval"
+            )
+    return lines
+
+
+def _predictions(
+    samples: Samples, model: dict[tuple[int, int], np.ndarray], baselines: dict[str, dict[int, np.ndarray]]
+) -> pd.DataFrame:
+    """A row for each sample; classes by their names."""
+    several = len({repeat for repeat, _ in model}) > 1
+
+    def label(name: str, repeat: int) -> str:
+        return f"{name}_repeat{repeat}" if several else name
+
+    columns: dict[str, Any] = {"SampleID": samples.ids, "truth": _named(samples, samples.truth)}
+    if samples.groups is not None:
+        columns["group"] = samples.groups
+    for (repeat, seed), said in model.items():
+        columns[f"{label('model', repeat)}_seed{seed}"] = _named(samples, said)
+    for name, runs in baselines.items():
+        columns |= {label(name, repeat): _named(samples, said) for repeat, said in runs.items()}
+    return pd.DataFrame(columns)
+
+
+def _named(samples: Samples, said: np.ndarray) -> np.ndarray:
+    if not samples.classes:
+        return said
+    return np.array(samples.classes)[said if said.ndim == 1 else said.argmax(axis=1)]
+
+
+def to_json(found: Evaluation) -> dict[str, Any]:
+    """As JSON types; `["model"]["mae"]` and `["baselines"][NAME]["mae"]` are the means over the runs."""
+    runs = [{"repeat": r, "seed": s, **scores} for (r, s), scores in zip(found.runs, found.model.runs, strict=True)]
+    model = {**_plain(found.model), "seeds": runs}
+    if found.seed_average:
+        model["seed_average"] = found.seed_average
+    baselines = {}
+    for name, scores in found.baselines.items():
+        of_repeats = {"repeats": scores.runs} if len(scores.runs) > 1 else {}
+        against = {"metric": found.samples.main_metric, **asdict(found.comparisons[name])}
+        baselines[name] = {**_plain(scores), **of_repeats, "model_minus_baseline": against}
+    groups = found.samples.groups
+    return {
+        "target": found.column,
+        "classes": list(found.samples.classes),
+        "samples": len(found.samples.ids),
+        "groups": None if groups is None else len(np.unique(groups)),
+        "caveats": found.caveats,
+        "notes": found.notes,
+        "model": model,
+        "baselines": baselines,
+    }
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    spread = {"spread": scores.spread} if scores.spread else {}
+    return {**scores.mean, "interval": {name: list(ends) for name, ends in scores.interval.items()}, **spread}
+
+
+def to_table(found: Evaluation) -> pd.DataFrame:
+    """A row for each metric of each predictor, and of each run of the model."""
+    rows = []
+    for name, scores in {"model": found.model, **found.baselines}.items():
+        for metric, value in scores.mean.items():
+            low, high = scores.interval.get(metric, (None, None))
+            rows.append((name, None, None, metric, value, low, high, scores.spread.get(metric)))
+    for (repeat, seed), scores in zip(found.runs, found.model.runs, strict=True):
+        rows += [("model", repeat, seed, metric, value, None, None, None) for metric, value in scores.items()]
+    frame = pd.DataFrame(rows, columns=["predictor", "repeat", "seed", "metric", "value", "low", "high", "spread"])
+    return frame.astype({"repeat": "Int64", "seed": "Int64"})
+
+
+def to_markdown(found: Evaluation) -> str:
+    """The evaluation to read."""
+    groups = "" if found.samples.groups is None else f" of {len(np.unique(found.samples.groups))} groups"
+    parts = [
+        f"# {found.column}: {len(found.samples.ids)} test samples{groups}",
+        "\n\n".join(f"**{caveat}**" for caveat in found.caveats),
+        _score_table(found),
+        _comparison_table(found) if found.comparisons else "",
+        "\n".join(f"- {note}" for note in found.notes),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _score_table(found: Evaluation) -> str:
+    names = list(found.model.mean)
+
+    def row(label: str, values: dict[str, float], interval: dict[str, tuple[float, float]] | None = None) -> str:
+        cells = [f"{values[name]:.4g}" if name in values else "-" for name in names]
+        ends = interval or {}
+        beside = [f" ({ends[n][0]:.4g} to {ends[n][1]:.4g})" if n in ends else "" for n in names]
+        return f"| {label} | {' | '.join(c + b for c, b in zip(cells, beside, strict=True))} |"
+
+    several = len(found.runs) > 1
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines.append(row(f"model, mean of {len(found.runs)} runs" if several else "model", found.model.mean,
+                     found.model.interval))  # fmt: skip
+    if several:
+        lines.append(row("model, standard deviation over runs", found.model.spread))
+        for (repeat, seed), scores in zip(found.runs, found.model.runs, strict=True):
+            which = f"repeat {repeat}, seed {seed}" if len({r for r, _ in found.runs}) > 1 else f"seed {seed}"
+            lines.append(row(f"model, {which}", scores))
+    if found.seed_average:
+        lines.append(row("model, prediction averaged over seeds", found.seed_average))
+    lines += [row(name, scores.mean, scores.interval) for name, scores in found.baselines.items()]
+    return "\n".join(lines)
+
+
+def _comparison_table(found: Evaluation) -> str:
+    metric = found.samples.main_metric
+    tests = sorted({comparison.test for comparison in found.comparisons.values()})
+    lines = [f"| model less | {metric} (95 %) | the model is | p ({', '.join(tests)}) |", "|---|---|---|---|"]
+    for name, comparison in found.comparisons.items():
+        low, high = comparison.interval
+        better = (low > 0) if found.samples.classes else (high < 0)
+        worse = (high < 0) if found.samples.classes else (low > 0)
+        verdict = "better" if better else "worse" if worse else "not told apart"
+        shown = f"{comparison.difference:+.4g} ({low:+.4g} to {high:+.4g})"
+        lines.append(f"| {name} | {shown} | {verdict} | {comparison.p_value:.2g} |")
+    return "\n".join(lines)

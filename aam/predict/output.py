@@ -1,0 +1,111 @@
+"""Files of predictions, in the forms that others read: q2-sample-classifier's tables, vectors as TSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from aam.config import PredictConfig
+from aam.predict.job import Found, Predictions
+
+
+def write_found(config: PredictConfig, found: Found) -> str:
+    """Write all that was asked for.
+
+    Parameters
+    ----------
+    config : PredictConfig
+        Where to.
+    found : Found
+        What to write.
+
+    Returns
+    -------
+    str
+        What was written, and what is to be known of it, in words.
+    """
+    lines = [f"note: {note}" for note in found.notes]
+    if config.output is not None and found.predictions is not None:
+        lines.append(write_predictions(found.predictions, config.output))
+    if config.embeddings is not None and found.embeddings is not None:
+        if config.output is None and found.skipped:
+            lines.append(_write_skipped(found.skipped, len(found.sample_ids), config.embeddings))
+        write_vectors(config.embeddings, "SampleID", found.sample_ids, found.embeddings)
+        lines.append(f"{len(found.sample_ids)} sample embeddings ({found.distances}): {config.embeddings}")
+    if config.asv_embeddings is not None and found.asvs is not None:
+        sequences = found.dataset.sequences
+        write_vectors(config.asv_embeddings, "sequence", sequences, found.asvs)
+        lines.append(f"{len(sequences)} ASV embeddings: {config.asv_embeddings}")
+    return "\n".join(lines)
+
+
+def write_predictions(found: Predictions, output: Path) -> str:
+    """Write what q2-sample-classifier writes, and what was skipped; quantiles beside the prediction, where learned.
+
+    Parameters
+    ----------
+    found : Predictions
+        What to write.
+    output : Path
+        Table of the predictions; others are written beside it.
+
+    Returns
+    -------
+    str
+        What was written, in words.
+    """
+    lines = []
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if found.probabilities is not None:
+        name = "class_probabilities.tsv"
+        # Other predictions in the same folder must not be written over.
+        beside = output.with_name(name if output.name == "predictions.tsv" else f"{output.stem}.{name}")
+        _write(beside, ["SampleID", *found.target.classes], found.sample_ids, found.probabilities.tolist())
+        lines.append(f"class probabilities: {beside}")
+    others = np.empty((len(found.values), 0)) if found.beside is None else found.beside
+    rows = [[value, *more] for value, more in zip(found.values, others.tolist(), strict=True)]
+    _write(output, ["SampleID", "prediction", *found.target.beside], found.sample_ids, rows)
+    if found.skipped:
+        lines.append(_write_skipped(found.skipped, len(found.values), output))
+    return "\n".join([*lines, f"{len(found.values)} predictions of {found.target.column}: {output}"])
+
+
+def _write_skipped(skipped: dict[str, str], done: int, output: Path) -> str:
+    beside = output.with_name(f"{output.stem}.skipped.tsv")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    _write(beside, ["SampleID", "reason"], list(skipped), [[reason] for reason in skipped.values()])
+    total = len(skipped) + done
+    return f"{len(skipped)} of {total} samples could not be predicted, with the reasons: {beside}"
+
+
+def write_vectors(path: Path, index: str, names: Sequence[str], vectors: np.ndarray) -> None:
+    """Write named vectors [n, D]: columns `index`, e0, e1, ...
+
+    Parameters
+    ----------
+    path : Path
+        Ends with .tsv or .parquet.
+    index : str
+        Header of the names.
+    names : sequence of str
+        One for each vector.
+    vectors : ndarray of float32 [n, D]
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(vectors, columns=[f"e{d}" for d in range(vectors.shape[1])])
+    frame.insert(0, index, np.asarray(names, dtype=object))
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    else:
+        frame.to_csv(path, sep="\t", index=False)
+
+
+def _write(path: Path, header: list[str], sample_ids: list[str], rows: list[list]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([sample, *row] for sample, row in zip(sample_ids, rows, strict=True))

@@ -1,0 +1,197 @@
+"""What a checkpoint says of samples, and who does the work: this process, or others that are handed shares of it.
+
+Shape letters: n samples, O outputs, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from aam.batch import Batch
+from aam.data.batches import BatchPlan, Draw, EpochBatches
+from aam.data.dataset import PreparedDataset
+from aam.data.draw import FIXED_DRAW
+from aam.model.sequence_encoder import EncoderOutput, KnownOutputs
+from aam.model.sequence_predictor import PredictorOutput
+from aam.training.base_cache import BaseCache, encode_asvs, encoder_of
+from aam.training.checkpoint import Checkpoint
+from aam.training.memory import keep_freed_memory
+
+
+@torch.no_grad()
+def predict_samples(
+    loaded: Checkpoint,
+    dataset: PreparedDataset,
+    sample_ids: Sequence[str],
+    *,
+    batch_size: int = 32,
+    chunk_size: int = 1024,
+    base_cache: bool = True,
+    device: torch.device | None = None,
+    autocast: torch.dtype | None = None,
+    vectors: np.ndarray | None = None,
+    embeddings: np.ndarray | None = None,
+) -> np.ndarray:
+    """What the model says of samples, as it says it.
+
+    Parameters
+    ----------
+    loaded : Checkpoint
+        Of either stage.
+    dataset : PreparedDataset
+        Holds the samples, each with at least the reads that the model was trained on.
+    sample_ids : sequence of str
+        Which samples.
+    batch_size, chunk_size : int
+        Samples, and distinct ASVs, at a time.
+    base_cache : bool
+        Read and keep on disk what a frozen base says of ASVs.
+    device : torch.device, optional
+        Default: the GPU where there is one.
+    autocast : torch.dtype, optional
+        Arithmetic of the forward pass.
+    vectors : ndarray of float32 [ASVs, D], optional
+        Of the dataset's ASVs, those of these samples at least; computed where they are not given.
+    embeddings : ndarray of float32 [n, D], optional
+        Filled with the samples' embeddings.
+
+    Returns
+    -------
+    ndarray of float32 [n, O]
+        Transformed targets or their quantiles, or scores of the classes; none in stage 1.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = BatchPlan(dataset=dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=batch_size)
+    batches = EpochBatches(plan, FIXED_DRAW)
+    if vectors is None:
+        loaded.model.to(device).eval()
+        cache = open_cache(loaded, dataset, autocast, chunk_size=chunk_size, base_cache=base_cache)
+        cache.fill([batches])
+        vectors = cache.vectors.rows
+    outputs = np.empty((len(sample_ids), loaded.spec.target.outputs if loaded.spec.target else 0), np.float32)
+    done = 0
+    for batch, output in batch_outputs(loaded, batches, vectors, device, autocast):
+        rows = slice(done, done := done + len(batch.sample_ids))
+        if isinstance(output, PredictorOutput):
+            outputs[rows] = output.target.cpu().numpy()
+        if embeddings is not None:
+            encoder = output.base if isinstance(output, PredictorOutput) else output
+            embeddings[rows] = encoder.embedding.cpu().numpy()
+    if loaded.ensemble is None or loaded.spec.target is None:
+        return outputs
+    return loaded.ensemble.outputs(outputs, fixed_draws(plan), vectors, loaded.spec.target)
+
+
+def fixed_draws(plan: BatchPlan) -> list[Draw]:
+    """ASVs and reads of each sample in its fixed draw."""
+    return [plan.draw(sample_id, FIXED_DRAW) for sample_id in plan.sample_ids]
+
+
+@torch.no_grad()
+def batch_outputs(
+    loaded: Checkpoint,
+    batches: EpochBatches,
+    vectors: np.ndarray,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> Iterator[tuple[Batch, PredictorOutput | EncoderOutput]]:
+    """Each batch, without its tokens, and what the model says of it, on the device; see `predict_samples`."""
+    model = loaded.model.to(device).eval()
+    for index in range(len(batches)):
+        batch = batches[index]
+        known = KnownOutputs(asvs=torch.from_numpy(vectors[batch.asvs.numpy()]).to(device))
+        batch = dataclasses.replace(batch, tokens=batch.tokens[:0]).to(device)
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            output = model(batch, known=known)
+        yield batch, output
+
+
+def open_cache(
+    loaded: Checkpoint,
+    dataset: PreparedDataset,
+    autocast: torch.dtype | None,
+    *,
+    chunk_size: int,
+    base_cache: bool,
+) -> BaseCache:
+    """Vectors of ASVs that are there, and room for the others.
+
+    The states of samples are not kept: for tens of thousands they are more than a disk should hold, and a sample is
+    seldom predicted twice.
+    """
+    # A base that was trained along with its heads is not met again by other runs.
+    is_met_again = loaded.spec.predictor is None or loaded.spec.freeze_base
+    return BaseCache(loaded.model, dataset, None, autocast, chunk_size=chunk_size, on_disk=base_cache and is_met_again)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What a process needs for its shares of the work."""
+
+    loaded: Checkpoint
+    dataset: PreparedDataset
+    batch_size: int
+    device: torch.device
+    autocast: torch.dtype | None
+
+    def encode(self, asvs: np.ndarray) -> np.ndarray:
+        """Vectors of ASVs, float32 [n, D]."""
+        encoder = encoder_of(self.loaded.model.to(self.device).eval())
+        return encode_asvs(encoder, self.dataset, asvs, self.autocast)
+
+    def predict(self, sample_ids: Sequence[str], vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs [n, O] and embeddings [n, D] of samples, from the vectors of their ASVs."""
+        embeddings = np.empty((len(sample_ids), self.loaded.spec.encoder.embedding_dim), np.float32)
+        outputs = predict_samples(
+            self.loaded,
+            self.dataset,
+            sample_ids,
+            batch_size=self.batch_size,
+            device=self.device,
+            autocast=self.autocast,
+            vectors=vectors,
+            embeddings=embeddings,
+        )
+        return outputs, embeddings
+
+
+Each = Callable[..., Iterator[tuple[int, Any]]]
+"""`each(method, items, *shared)`: number and `method(worker, item, *shared)` of each item, in any order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who does the work."""
+
+    device: torch.device
+    """Of each of them."""
+    start: Callable[[Worker], Each]
+    """Makes workers of a worker."""
+
+
+def this_process(use_gpu: bool | None = None) -> Crew:
+    """A crew of one: this process, on its GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        Where a GPU is asked for and there is none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise ValueError("--use-gpu True: there is no GPU here that torch can use; leave it out")
+    on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+
+    def start(worker: Worker) -> Each:
+        if not on_gpu:
+            keep_freed_memory()
+        return lambda method, items, *shared: (
+            (number, method(worker, item, *shared)) for number, item in enumerate(items)
+        )
+
+    return Crew(device=torch.device("cuda" if on_gpu else "cpu"), start=start)

@@ -1,0 +1,61 @@
+"""Presets: recipes of settings by name, which `--preset` puts below the flags that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aam.config import PretrainConfig, TrainConfig
+
+Stage = Literal["pretrain", "train"]
+STAGE_OF: dict[type, Stage] = {PretrainConfig: "pretrain", TrainConfig: "train"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings that go well together, by the names of their fields in `aam.config`."""
+
+    name: str
+    description: str
+    """In one line, for `--help`."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Of both stages."""
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    """Of stage 1, and with it the sizes of the encoder: stage 2 takes it as it was pretrained."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Of stage 2."""
+
+    def settings(self, stage: Stage) -> dict[str, Any]:
+        """What the preset says of a stage."""
+        return {**self.shared, **(self.pretrain if stage == "pretrain" else self.train)}
+
+
+_ALL = (
+    Preset(
+        name="gut-small",
+        description="some hundred gut samples on two CPU cores; stage 2 trains the heads on a frozen base",
+        shared={"lr": 1e-3},
+        pretrain={"embedding_dim": 64, "attention_layers": 2, "asv_layers": 2, "batch_size": 32, "epochs": 25},
+        train={"freeze_base": True, "attention_layers": 1, "batch_size": 16, "epochs": 40},
+    ),
+)
+PRESETS = {preset.name: preset for preset in _ALL}
+
+
+def find(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises
+    ------
+    ValueError
+        Where there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"--preset {name}: no such preset; there is {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def listed(presets: Iterable[Preset] = _ALL) -> str:
+    """Name and description of each, a line each."""
+    return "\n".join(f"  {preset.name}: {preset.description}" for preset in presets)

@@ -1,0 +1,311 @@
+"""Folds, intervals and tests: by what they must be for any samples; joined runs; one evaluation from end to end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from plans import change_metadata, write_ids
+from runs import TINY, data_config, fit_here, pretrain_config, train_config
+from scipy.stats import binomtest, wilcoxon
+
+from aam.baselines import fit_predict, reads_of
+from aam.config import DataConfig, EvaluateConfig, LoopConfig, TargetConfig
+from aam.distributed.evaluation import plan_parts, stages_of
+from aam.evaluation.folds import draw_folds
+from aam.evaluation.outcome import Outcome, model_runs, scored_samples
+from aam.evaluation.scores import Samples, compare, score
+from aam.plan import make_plan
+from aam.predict import Predictions
+from aam.training.metrics import classification_metrics, regression_metrics
+from aam.training.targets import Target
+
+IDS = [f"s{i:02d}" for i in range(60)]
+GROUPS = [f"g{i % 12}" for i in range(60)]
+LABELS = ["a" if i % 12 < 4 else "b" if i % 12 < 8 else "c" for i in range(60)]
+
+# Folds
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize("classes", [None, LABELS])
+def test_each_sample_is_a_test_sample_once_and_its_group_is_on_one_side(groups, classes):
+    drawn = {"folds": 4, "val_fraction": 0.25, "seed": 1}
+    splits = draw_folds(IDS, **drawn, groups=groups, classes=classes)
+    assert sorted(s for split in splits for s in split.test) == IDS
+    of, label = dict(zip(IDS, GROUPS, strict=True)), dict(zip(IDS, LABELS, strict=True))
+    for split in splits:
+        assert sorted([*split.train, *split.val, *split.test]) == IDS
+        assert min(len(split.train), len(split.val), len(split.test)) >= 5
+        if groups is not None:
+            parts = [{of[s] for s in part} for part in (split.train, split.val, split.test)]
+            assert sum(map(len, parts)) == len(set.union(*parts))
+        if classes is not None:
+            assert {label[s] for s in split.train} == {label[s] for s in split.test} == {"a", "b", "c"}
+    backwards = {k: None if v is None else v[::-1] for k, v in {"groups": groups, "classes": classes}.items()}
+    assert draw_folds(IDS[::-1], **drawn, **backwards) == splits
+    assert draw_folds(IDS, **(drawn | {"seed": 2}), groups=groups, classes=classes) != splits
+
+
+def test_folds_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="--folds 13: there are 12 groups of 60 samples only"):
+        draw_folds(IDS, folds=13, val_fraction=0.2, seed=0, groups=GROUPS)
+    rare = ["a"] * 58 + ["b"] * 2
+    with pytest.raises(ValueError, match="cannot draw a validation split"):
+        draw_folds(IDS, folds=2, val_fraction=0.2, seed=0, classes=rare)
+
+
+# Scores
+
+
+def numbers(groups=None, n=40) -> Samples:
+    truth = np.random.default_rng(0).normal(100, 30, n)
+    return Samples(ids=IDS[:n], truth=truth, groups=None if groups is None else np.array(groups[:n]))
+
+
+def classes(n=40) -> Samples:
+    return Samples(ids=IDS[:n], truth=np.random.default_rng(1).integers(0, 3, n), classes=("a", "b", "c"))
+
+
+def noisy(samples: Samples, seed: int, size: float) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if not samples.classes:
+        return samples.truth + random.normal(0, size, len(samples.truth))
+    said = np.eye(3)[samples.truth] + random.random((len(samples.truth), 3)) * size
+    return said / said.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("samples", [numbers(), numbers(GROUPS), classes()], ids=["numbers", "groups", "classes"])
+def test_a_resample_scores_as_the_samples_drawn_would(samples):
+    said, weights = noisy(samples, 2, 3.0), samples.weights(0, 20)
+    metrics = classification_metrics if samples.classes else regression_metrics
+    resampled = samples.resampled(said, weights)
+    for row, drawn in enumerate(weights):
+        rows = np.repeat(np.arange(len(said)), drawn.astype(int))
+        expected = metrics(samples.truth[rows], said[rows])
+        for name, values in resampled.items():
+            assert values[row] == pytest.approx(expected[name]), name
+
+
+def test_groups_are_drawn_as_a_whole():
+    samples = numbers(GROUPS)
+    weights = samples.weights(0, 50)
+    for name in set(samples.groups):
+        of_group = weights[:, samples.groups == name]
+        assert (of_group == of_group[:, :1]).all()
+    assert len(np.unique(weights.sum(axis=1))) > 1, "groups of 3 and of 4"
+    assert (numbers().weights(0, 50).sum(axis=1) == 40).all()
+
+
+@pytest.mark.parametrize("samples", [numbers(), numbers(GROUPS), classes()], ids=["numbers", "groups", "classes"])
+def test_intervals_hold_the_score_and_runs_are_averaged(samples):
+    runs = [noisy(samples, seed, 2.0) for seed in range(3)]
+    found = score(samples, runs, samples.weights(0))
+    for name, (low, high) in found.interval.items():
+        assert low < found.mean[name] < high, name
+        each = [samples.scores(said)[name] for said in runs]
+        assert found.mean[name] == pytest.approx(np.mean(each))
+        assert found.spread[name] == pytest.approx(np.std(each, ddof=1))
+    assert score(samples, runs[:1], samples.weights(0)).spread == {}
+
+
+@pytest.mark.parametrize("samples", [numbers(), classes()], ids=["numbers", "classes"])
+def test_a_perfect_model_is_better_and_an_equal_one_is_not(samples):
+    weights, poor = samples.weights(0), [noisy(samples, 4, 10.0)]
+    perfect = [noisy(samples, 0, 0.0)]
+    found, back = compare(samples, perfect, poor, weights), compare(samples, poor, perfect, weights)
+    gain = 1 if samples.classes else -1
+    assert gain * found.difference > 0
+    assert min(gain * end for end in found.interval) > 0
+    assert found.p_value == pytest.approx(back.p_value)
+    assert found.p_value < 1e-3
+    assert (found.better_share, back.better_share) == (1, 0)
+    equal = compare(samples, poor, poor, weights)
+    assert (equal.difference, equal.interval, equal.p_value, equal.better_share) == (0, (0, 0), 1, 0.5)
+
+
+def test_p_values_are_scipys():
+    samples = numbers()
+    model, baseline = noisy(samples, 1, 5.0), noisy(samples, 2, 7.0)
+    errors = [np.abs(said - samples.truth) for said in (model, baseline)]
+    found = compare(samples, [model], [baseline], samples.weights(0, 10))
+    assert found.p_value == wilcoxon(*errors).pvalue
+    codes = np.zeros(20, dtype=np.int64)
+    yes_no = Samples(ids=IDS[:20], truth=codes, classes=("a", "b"))
+    says = [np.eye(2)[[*([0] * right), *([1] * (20 - right))]] for right in (12, 3)]
+    found = compare(yes_no, says[:1], says[1:], yes_no.weights(0, 10))
+    assert found.p_value == binomtest(9, 9, 0.5).pvalue, "9 samples that one has right and the other wrong"
+
+
+# Runs
+
+
+def outcome(dataset, ids, *, repeat=1, fold=1, seed=0, names=("gut", "skin"), train=(), metadata=None) -> Outcome:
+    target = Target(column="site", classes=names, loss="cross_entropy")
+    probabilities = np.full((len(ids), len(names)), 0.1 * seed)
+    probabilities[:, 0] += fold
+    said = Predictions(target=target, dataset=dataset, sample_ids=ids, values=[names[0]] * len(ids),
+                       probabilities=probabilities, skipped={})  # fmt: skip
+    record = {"config": {"data": {"table": "t", "metadata": str(metadata)}}, "split": {"train": list(train)}}
+    return Outcome(repeat=repeat, fold=fold, seed=seed, found=said, record=record, base_record=None)
+
+
+def test_folds_are_put_together_by_sample_and_class(synthetic_folder, tmp_path):
+    target = TargetConfig(target="site", classifier=True)
+    dataset = make_plan(train_config(synthetic_folder, tmp_path, target=target)).dataset
+    site = dataset.metadata["site"].dropna()
+    ids = [s for s in dataset.sample_ids if s in site.index]
+    halves, soil = (ids[::2], ids[1::2]), {s for s in ids if site[s] == "soil"}
+    outcomes = [
+        outcome(dataset, half, fold=fold, seed=seed, names=names)
+        for seed in (0, 1)
+        for fold, (half, names) in enumerate(zip(halves, [("gut", "skin"), ("gut", "skin", "soil")], strict=True))
+    ]
+    samples, notes = scored_samples(outcomes, "subject")
+    assert samples.classes == ("gut", "skin", "soil")
+    lost = soil & set(halves[0])
+    assert 0 < len(lost) < len(soil)
+    assert samples.ids == sorted(set(ids) - lost)
+    [note] = notes
+    assert note.startswith(f"not scored: {len(lost)} (class 'soil', which no training sample has;")
+    runs = model_runs(samples, outcomes)
+    assert list(runs) == [(1, 0), (1, 1)]
+    for (_, seed), said in runs.items():
+        for sample, row in zip(samples.ids, said, strict=True):
+            fold = int(sample in halves[1])
+            assert row.tolist() == pytest.approx([fold + 0.1 * seed, 0.1 * seed, 0.1 * seed * fold])
+    assert [samples.classes[code] for code in samples.truth] == site[samples.ids].tolist()
+    assert samples.groups.tolist() == dataset.metadata.loc[samples.ids, "subject"].tolist()
+
+
+# Splits of both stages
+
+
+def settings(folder, tmp_path, *, data: DataConfig | None = None, **changed) -> EvaluateConfig:
+    given = {"loss": TargetConfig(target="gradient"), "loop": LoopConfig(epochs=1, batch_size=16), "model": TINY}
+    return EvaluateConfig(output_dir=tmp_path / "e", data=data or data_config(folder), **(given | changed))
+
+
+def test_stage_1_sees_no_test_group_in_any_fold_and_all_seeds_share_a_split(synthetic_folder, tmp_path):
+    def forget(frame: pd.DataFrame) -> None:
+        frame.loc[frame.index[::5], "gradient"] = "not collected"
+
+    metadata = change_metadata(synthetic_folder, tmp_path, forget)
+    data = data_config(synthetic_folder, metadata=metadata)
+    config = settings(synthetic_folder, tmp_path, data=data, folds=3, seeds=2, repeats=2)
+    parts = plan_parts(config)
+    assert [part.name for part in parts] == [f"repeat-{r}/fold-{f}" for r in (1, 2) for f in (1, 2, 3)]
+    assert parts[0].split != parts[3].split
+    more = 0
+    for part in parts:
+        folder = config.output_dir / part.name
+        plans = [[make_plan(replace(stage, pretrained=None) if i else stage)
+                  for i, stage in enumerate(stages_of(config, part, seed))] for seed in (0, 1)]  # fmt: skip
+        for first, second in plans:
+            assert first.output_dir.parent == second.output_dir.parent
+            assert (second.split.train, second.split.test) == (part.split.train, part.split.test)
+            of = first.dataset.metadata["subject"]
+            held = set(of[[*part.split.test, *part.split.val]])
+            assert held.isdisjoint(of[first.split.train])
+            assert set(second.split.train) <= set(first.split.train)
+            more += len(first.split.train) - len(second.split.train)
+        assert [second.loop.seed for _, second in plans] == [0, 1]
+        assert (folder / "test.txt").read_text().split() == part.split.test
+    assert more > 0, "samples without a target teach stage 1"
+    assert plan_parts(config) == parts
+    with pytest.raises(ValueError, match="this evaluation was started with another split"):
+        plan_parts(replace(config, loop=LoopConfig(seed=5)))
+
+
+def test_transductive_lets_stage_1_have_the_test_samples_and_nothing_else_does(synthetic_folder, tmp_path):
+    config = settings(synthetic_folder, tmp_path, transductive=True)
+    [part] = plan_parts(config)
+    first, second = stages_of(config, part, 0)
+    assert set(part.split.test) < set(make_plan(first).split.train)
+    assert make_plan(replace(second, pretrained=None)).split.test == part.split.test
+    with pytest.raises(ValueError, match="not in --train-flags"):
+        stages_of(replace(config, train_flags="--train-ids a --val-ids b"), part, 0)
+
+
+def test_id_files_are_kept_to_in_both_stages(synthetic_folder, tmp_path):
+    drawn = make_plan(train_config(synthetic_folder, tmp_path, data=data_config(synthetic_folder, test_fraction=0.3)))
+    lists = {part: getattr(drawn.split, part)[1:] for part in ("train", "val", "test")}
+    files = {f"{part}_ids": write_ids(tmp_path / f"{part}.txt", ids) for part, ids in lists.items()}
+    config = settings(synthetic_folder, tmp_path, data=data_config(synthetic_folder, **files))
+    [part] = plan_parts(config)
+    assert part.name == ""
+    first, second = stages_of(config, part, 0)
+    assert first.output_dir == config.output_dir / "seed-0" / "stage1"
+    for stage in (first, replace(second, pretrained=None)):
+        split = make_plan(stage).split
+        assert {"train": split.train, "val": split.val, "test": split.test} == lists
+
+
+# The job
+
+
+def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, tmp_path):
+    base = pretrain_config(synthetic_folder, tmp_path / "1", epochs=1)
+    data = data_config(synthetic_folder, test_fraction=0.3)
+    config = train_config(synthetic_folder, tmp_path / "2", data=data, pretrained=tmp_path / "1", epochs=1)
+    for settings_of in (base, config):
+        plan = fit_here(settings_of)
+        (settings_of.output_dir / "run.json").write_text(json.dumps(plan.describe(settings_of)))
+    flags = ["--checkpoint", tmp_path / "2", "--output-dir", tmp_path / "e", "--json", tmp_path / "s.json",
+             "--skip-baselines", "gradient_boosting", "random_forest"]  # fmt: skip
+    done = run_here("evaluate.py", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "s.json").read_text())
+    truth = plan.dataset.metadata.loc[plan.split.test, "gradient"].astype(float)
+    table = pd.read_csv(tmp_path / "e" / "predictions.tsv", sep="\t", dtype={"SampleID": str}, index_col=0)
+    assert table.index.tolist() == sorted(plan.split.test)
+    assert table["truth"].to_dict() == truth.to_dict()
+    done = run_here("predict.py", "--checkpoint", tmp_path / "2", "--part", "test", "--output", tmp_path / "p.tsv")
+    assert done.returncode == 0, done.stderr
+    said = pd.read_csv(tmp_path / "p.tsv", sep="\t", dtype={"SampleID": str}, index_col=0)["prediction"]
+    pd.testing.assert_series_equal(table["model_seed0"], said[table.index], check_names=False)
+    expected = regression_metrics(truth[table.index], said[table.index])
+    assert {name: found["model"][name] for name in expected} == pytest.approx(expected)
+    numbers_of = plan.dataset.metadata.loc[plan.split.train, "gradient"].to_numpy(float)
+    assert set(found["baselines"]) == {"mean", "ridge"}
+    for name, scores in found["baselines"].items():
+        reads = [reads_of(plan.dataset, ids) for ids in (plan.split.train, table.index)]
+        direct = fit_predict(name, reads[0], numbers_of, reads[1])
+        assert scores["mae"] == pytest.approx(regression_metrics(truth[table.index], direct)["mae"])
+        low, high = scores["interval"]["mae"]
+        assert low < scores["mae"] < high
+        against = scores["model_minus_baseline"]["difference"]
+        assert against == pytest.approx(found["model"]["mae"] - scores["mae"])
+    seen = len(set(json.loads((tmp_path / "1" / "run.json").read_text())["split"]["train"]) & set(plan.split.test))
+    assert seen > 0
+    [caveat] = found["caveats"]
+    assert caveat.startswith(f"TRANSDUCTIVE: stage 1 was trained, without labels, on {seen} of the {len(truth)}")
+    text = (tmp_path / "e" / "evaluation.md").read_text()
+    assert caveat in text
+    assert text in run_here("evaluate.py", *flags).stdout, "the same again, from baselines that were kept"
+
+
+def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster, synthetic_folder, tmp_path):
+    files = {"table": "table.biom", "tree": "tree.nwk", "metadata": "metadata.tsv"}
+    flags = [f"--{name}={synthetic_folder / file}" for name, file in files.items()]
+    flags += ["--group-column=subject", "--target=site", "--classifier", "--test-fraction=0.3", "--epochs=1",
+              "--embedding-dim=16", "--attention-heads=2", "--attention-layers=1", "--kmer=3", "--rarefy-depth=200",
+              "--skip-baselines", "gradient_boosting", "random_forest", "--train-flags", "--lr 1e-3"]  # fmt: skip
+    flags += [f"--output-dir={tmp_path / 'e'}", f"--json={tmp_path / 's.json'}"]
+    done = run_here("evaluate.py", *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "s.json").read_text())
+    records = [json.loads((tmp_path / "e" / "seed-0" / s / "run.json").read_text()) for s in ("stage1", "stage2")]
+    assert [record["config"]["loop"]["lr"] for record in records] == [1e-4, 1e-3]
+    assert set(records[0]["split"]["train"]).isdisjoint(records[1]["split"]["test"])
+    assert found["caveats"] == []
+    assert found["samples"] == len(records[1]["split"]["test"])
+    assert [run["seed"] for run in found["model"]["seeds"]] == [0]
+    assert set(found["baselines"]) == {"majority", "logistic"}
+    assert 0 <= found["model"]["macro_f1"] <= 1
+    again = run_here("evaluate.py", *flags)
+    assert again.stdout.count("finished already") == 2
+    assert json.loads((tmp_path / "s.json").read_text()) == found
