@@ -34,10 +34,28 @@ class Preset:
 _ALL = (
     Preset(
         name="gut-small",
-        description="some hundred gut samples on two CPU cores; stage 2 trains the heads on a frozen base",
-        shared={"lr": 1e-3},
-        pretrain={"embedding_dim": 64, "attention_layers": 2, "asv_layers": 2, "batch_size": 32, "epochs": 25},
-        train={"freeze_base": True, "attention_layers": 1, "batch_size": 16, "epochs": 40},
+        description="some hundred to a few thousand samples on two CPU cores: frozen base, ensemble, all reads",
+        pretrain={
+            "embedding_dim": 64,
+            "attention_layers": 2,
+            "asv_layers": 2,
+            "batch_size": 32,
+            "lr": 1e-3,
+            "epochs": 12,
+        },
+        train={
+            "freeze_base": True,
+            "ensemble": True,
+            "rarefy_depth": 0,
+            "attention_layers": 1,
+            "batch_size": 16,
+            "lr": 3e-4,
+            "dropout": 0.4,
+            "weight_decay": 0.1,
+            "epochs": 20,
+            "target_loss": "mae",
+            "class_weights": "balanced",
+        },
     ),
 )
 PRESETS = {preset.name: preset for preset in _ALL}

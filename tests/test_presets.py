@@ -14,11 +14,13 @@ from aam import presets
 from aam.cli import parse, parse_known, to_arguments
 from aam.config import LoopConfig, PipelineConfig, PretrainConfig, SweepConfig, TrainConfig
 from aam.distributed.pipeline import plan_stages
+from aam.distributed.run import complete_ensemble
 from aam.distributed.submission import Cluster
 from aam.distributed.summary import train_command
 from aam.plan import check_resumable, make_plan
 from aam.presets import PRESETS
 from aam.report import flags_of
+from aam.training import checkpoint
 
 FAR = Cluster(address="http://head:8265", uploads=True, is_own=False)
 DEFAULT_LR = str(LoopConfig().lr)
@@ -47,19 +49,29 @@ def test_each_preset_trains_both_stages(name, synthetic_folder, tmp_path):
     small = ["--embedding-dim", "16", "--epochs", "1", "--token-limit", "32", "--rarefy-depth", "100"]
     flags = [*sources(synthetic_folder), "--target", "gradient", "--output-dir", str(tmp_path)]
     for config in settings_of_stages(*flags, *small, "--preset", name):
-        fit_here(config)
+        plan, best = fit_here(config), config.output_dir / "best"
         assert [row["epoch"] for row in history(config.output_dir)] == [1]
+        if isinstance(config, TrainConfig) and config.loss.ensemble:
+            complete_ensemble(plan, str(config.output_dir), best)
+            assert checkpoint.load(best).ensemble is not None
 
 
 def test_a_stage_takes_its_part_of_the_preset_and_flags_win(tmp_path):
     assert SMALL.settings("pretrain")["lr"] != float(DEFAULT_LR), "or the flag below would say nothing"
     config = parse(PretrainConfig, ["--lr", DEFAULT_LR, "--preset=gut-small", "--asv-layers", "None"])
     assert config.preset == "gut-small"
-    assert (config.model.embedding_dim, config.loop.epochs) == (64, 25)
+    assert (config.model.embedding_dim, config.loop.epochs) == (
+        SMALL.pretrain["embedding_dim"],
+        SMALL.pretrain["epochs"],
+    )
     assert (config.loop.lr, config.model.asv_layers) == (1e-4, None), "as without a preset, because it was asked for"
     assert parse(PretrainConfig, to_arguments(config)) == config
     stage_2 = parse(TrainConfig, ["--preset", "gut-small", "--pretrained", str(tmp_path)])
-    assert (stage_2.freeze_base, stage_2.loop.epochs, stage_2.model.embedding_dim) == (True, 40, None)
+    assert (stage_2.freeze_base, stage_2.loop.epochs, stage_2.model.embedding_dim) == (
+        True,
+        SMALL.train["epochs"],
+        None,
+    )
     assert parse(TrainConfig, to_arguments(stage_2)) == stage_2
     assert not parse(TrainConfig, ["--preset", "gut-small", "--no-freeze-base"]).freeze_base
 
@@ -71,7 +83,7 @@ def test_the_jobs_of_a_pipeline_get_what_is_given_and_below_it_the_preset(tmp_pa
     )  # fmt: skip
     assert first.preset == second.preset == "gut-small"
     assert first.loop.lr == second.loop.lr == 1e-4
-    assert (first.loop.epochs, second.loop.epochs) == (1000, 40)
+    assert (first.loop.epochs, second.loop.epochs) == (1000, SMALL.train["epochs"])
     assert (first.loop.batch_size, second.loop.batch_size) == (32, 8)
     assert (first.model.embedding_dim, second.model.attention_layers) == (64, 1)
     assert not second.freeze_base
@@ -104,7 +116,7 @@ def test_a_run_keeps_settings_and_name_and_is_resumed_and_repeated_by_the_settin
     repeated = parse(PretrainConfig, flags_of(record))
     assert repeated == replace(config, preset=None)
     check_resumable(record, repeated, tmp_path)
-    monkeypatch.setitem(PRESETS, "gut-small", replace(SMALL, shared={"lr": 2e-3}))
+    monkeypatch.setitem(PRESETS, "gut-small", replace(SMALL, pretrain={**SMALL.pretrain, "lr": 2e-3}))
     assert parse(PretrainConfig, flags_of(record)) == repeated, "whatever becomes of the preset"
     with pytest.raises(ValueError, match="was started with other values of --lr;"):
         check_resumable(record, parse(PretrainConfig, [*flags, "--preset", "gut-small"]), tmp_path)

@@ -12,6 +12,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from aam.training.metrics import EpochArrays
 from aam.training.targets import Target
 
+DPI = 100
 MAX_POINTS = 20_000
 
 
@@ -45,9 +46,18 @@ def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure
     return figures
 
 
+def draw(figure: Figure) -> np.ndarray:
+    """Pixels of a picture, (height, width, RGBA).
+
+    Drawing is what takes the time: what is drawn once can be written to several places.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
 def _new_figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(5, 5), dpi=DPI, layout="constrained")
     return figure, figure.subplots()
 
 

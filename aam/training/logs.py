@@ -81,12 +81,15 @@ class RunLog:
         if self.folder is None or self.writer is None:
             return
         # Here and not above: matplotlib takes its time, and one worker alone draws.
-        from aam.training.figures import make_figures
+        from matplotlib.image import imsave
+
+        from aam.training.figures import DPI, draw, make_figures
 
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, figure in make_figures(arrays, target).items():
-            figure.savefig(self.folder / "figures" / f"{name}.png", dpi=100)
-            self.writer.add_figure(f"val/{name}", figure, epoch)
+            pixels = draw(figure)
+            imsave(self.folder / "figures" / f"{name}.png", pixels, dpi=DPI)
+            self.writer.add_image(f"val/{name}", pixels[..., :3], epoch, dataformats="HWC")
         if target is not None and arrays.target is not None and arrays.target_true is not None:
             write_validation(self.folder / "validation_predictions.tsv", sample_ids, arrays, target)
 

@@ -1,0 +1,208 @@
+"""Forests as arrays, groups of ASVs, and all members as one predictor in the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import fit_here, train_config
+from scipy.special import log_softmax, softmax
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.preprocessing import StandardScaler
+
+from aam.config import PredictConfig, TargetConfig
+from aam.data.synthetic import SyntheticConfig, generate, write
+from aam.distributed.run import complete_ensemble
+from aam.ensemble import fit
+from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
+from aam.ensemble.forest import weighted_quantile
+from aam.ensemble.groups import Groups, log_shares
+from aam.predict import predict
+from aam.training import checkpoint
+from aam.training.targets import Target, TargetTransform
+
+NUMBER = Target(column="y", transform=TargetTransform(kind="zscore", shift=3.0, scale=2.0))
+CLASSES = Target(column="y", classes=("a", "b", "c"), loss="cross_entropy")
+
+
+@pytest.fixture
+def few_trees(monkeypatch):
+    monkeypatch.setattr(fit, "TREES", 7)
+
+
+def some_samples(rng, n: int, asvs: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    draws = []
+    for _ in range(n):
+        own = np.sort(rng.choice(asvs, rng.integers(3, min(12, asvs)), replace=False))
+        draws.append((own, rng.integers(1, 50, len(own))))
+    return draws
+
+
+def a_part(rng, target: Target, n: int = 60, asvs: int = 40) -> fit.Part:
+    vectors = np.random.default_rng(5).normal(size=(asvs, 6)).astype(np.float32)
+    targets = rng.integers(0, 3, n) if target.classes else rng.normal(size=n)
+    network = rng.normal(size=(n, target.outputs)).astype(np.float32)
+    return fit.Part(draws=some_samples(rng, n, asvs), vectors=vectors, targets=targets, network=network)
+
+
+@pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesClassifier])
+def test_a_forest_as_arrays_is_scikit_learn_s(kind, few_trees):
+    rng = np.random.default_rng(0)
+    features, new = (rng.integers(0, 5, (n, 9)).astype(np.float32) / 3 for n in (50, 20))
+    targets = rng.integers(0, 3, 50)
+    theirs = kind(n_estimators=fit.TREES, max_features="sqrt", random_state=1).fit(features, targets)
+    ours = fit._fit_forest(kind, features, targets, seed=1)
+    np.testing.assert_array_equal(ours.apply(new) - ours.roots, theirs.apply(new))
+    weights = np.zeros((20, 50))
+    for leaves, own in zip(theirs.apply(new).T, theirs.apply(features).T, strict=True):
+        together = leaves[:, None] == own
+        weights += together / together.sum(axis=1, keepdims=True) / fit.TREES
+    np.testing.assert_allclose(ours.weights(new), weights, atol=1e-12)
+
+
+def test_weighted_quantiles_are_those_of_repeated_values():
+    values, times = np.array([5.0, 1.0, 3.0, 2.0]), np.array([[1, 2, 3, 1], [4, 1, 1, 1]])
+    for quantile in (0.1, 0.5, 0.9):
+        wanted = [np.quantile(np.repeat(values, row), quantile, method="inverted_cdf") for row in times]
+        found = weighted_quantile(values, times / times.sum(axis=1, keepdims=True), quantile)
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_groups_are_nested_and_new_asvs_count_for_the_nearest():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(12, 4)).astype(np.float32)
+    groups = Groups.cluster(vectors[:8])
+    draws = some_samples(rng, 5, 8)
+    shares = groups.shares(draws, vectors)
+    np.testing.assert_allclose(shares[:, :8].sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(shares[:, -1], 1, rtol=1e-6, err_msg="the last union holds all")
+    for union in range(8, 15):
+        np.testing.assert_allclose(shares[:, union], shares[:, groups.parent == union].sum(axis=1), rtol=1e-6)
+    nearest = int(np.square(vectors[:8] - vectors[10]).sum(axis=1).argmin())
+    both = [(np.array([10]), np.array([7])), (np.array([nearest]), np.array([3]))]
+    new, known = groups.shares(both, vectors)
+    np.testing.assert_array_equal(new, known)
+    assert len(Groups.cluster(vectors[:1]).chosen) == 1, "a single known ASV is a group"
+
+
+def test_the_linear_models_are_scikit_learn_s(few_trees):
+    for target in (NUMBER, CLASSES):
+        rng = np.random.default_rng(2)
+        train, val = a_part(rng, target), a_part(rng, target)
+        ensemble = fit.fit_ensemble(train, val, target, seed=0)
+        own, other = (linear_inputs(ensemble.groups.shares(part.draws, part.vectors)) for part in (train, val))
+        scaler = StandardScaler().fit(own)
+        said = ensemble.members(val.network, val.draws, val.vectors, target)["linear"]
+        if target.classes:
+            model = LogisticRegression(C=0.01, max_iter=500).fit(scaler.transform(own), train.targets)
+            np.testing.assert_allclose(softmax(said, axis=1), model.predict_proba(scaler.transform(other)), atol=1e-5)
+        else:
+            model = RidgeCV(alphas=np.logspace(1, 6, 11)).fit(scaler.transform(own), train.targets)
+            np.testing.assert_allclose(said[:, 0], model.predict(scaler.transform(other)), atol=1e-5)
+
+
+def test_two_classes_have_the_probabilities_of_logistic_regression():
+    rng = np.random.default_rng(3)
+    inputs, targets = rng.normal(size=(40, 5)), rng.integers(0, 2, 40)
+    target = Target(column="y", classes=("a", "b"), loss="cross_entropy")
+    mean, slope, intercept = fit._fit_linear(inputs, targets, target, np.ones(2))
+    scaled = StandardScaler().fit_transform(inputs)
+    theirs = LogisticRegression(C=0.01, max_iter=500).fit(scaled, targets).predict_proba(scaled)
+    np.testing.assert_allclose(softmax((inputs - mean) @ slope + intercept, axis=1), theirs, atol=1e-6)
+
+
+def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
+    rng = np.random.default_rng(4)
+    inputs, targets, alpha = rng.normal(size=(12, 30)), rng.normal(size=12), 7.0
+    found = fit._left_out_errors(inputs, targets, alpha)
+    hat = np.linalg.solve
+    centred = np.hstack([inputs - inputs.mean(axis=0), np.ones((12, 1))])
+    penalty = np.diag([alpha] * 30 + [0.0])
+    for i in range(12):
+        kept = np.arange(12) != i
+        slope = hat(centred[kept].T @ centred[kept] + penalty, centred[kept].T @ targets[kept])
+        assert found[i] == pytest.approx(targets[i] - centred[i] @ slope)
+
+
+def test_probabilities_are_averaged_and_numbers_as_the_model_learns_them():
+    rng = np.random.default_rng(5)
+    weights = np.array([0.4, 0.3, 0.2, 0.1])
+    members = {name: rng.normal(size=(6, 3)) for name in MEMBERS}
+    mixed = sum(w * softmax(members[name], axis=1) for w, name in zip(weights, MEMBERS, strict=True))
+    np.testing.assert_allclose(combine(members, weights, CLASSES), np.log(mixed))
+    mean = sum(w * members[name] for w, name in zip(weights, MEMBERS, strict=True))
+    np.testing.assert_allclose(combine(members, weights, NUMBER), mean)
+
+
+@pytest.mark.parametrize(
+    "target", [NUMBER, CLASSES, dataclasses.replace(NUMBER, loss="quantile", quantiles=(0.1, 0.5, 0.9))]
+)
+def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_path):
+    rng = np.random.default_rng(6)
+    train, val = a_part(rng, target), a_part(rng, target)
+    ensemble = fit.fit_ensemble(train, val, target, seed=0)
+    assert ensemble.member_weights.sum() == pytest.approx(1)
+    said = ensemble.outputs(val.network, val.draws, val.vectors, target)
+    assert said.shape == (60, target.outputs)
+    ensemble.save(tmp_path)
+    loaded = Ensemble.load(tmp_path)
+    assert loaded is not None
+    assert loaded.scores == ensemble.scores
+    np.testing.assert_array_equal(loaded.outputs(val.network, val.draws, val.vectors, target), said)
+    order = rng.permutation(60)
+    shuffled = loaded.outputs(val.network[order], [val.draws[i] for i in order], val.vectors, target)
+    np.testing.assert_allclose(shuffled, said[order], rtol=1e-5, atol=1e-6)
+    if target.quantiles:
+        for name, of_member in ensemble.members(val.network, val.draws, val.vectors, target).items():
+            assert name == "network" or (np.diff(of_member, axis=1) >= 0).all(), name
+    assert Ensemble.load(tmp_path / "elsewhere") is None
+
+
+def test_balanced_classes_speak_with_their_weights(few_trees):
+    rng = np.random.default_rng(7)
+    train = a_part(rng, CLASSES)
+    train = dataclasses.replace(train, targets=np.where(np.arange(60) < 50, 0, 1 + np.arange(60) % 2))
+    balanced = dataclasses.replace(CLASSES, class_weights=(60 / 150, 4.0, 4.0))
+    said = {}
+    for target in (CLASSES, balanced):
+        ensemble = fit.fit_ensemble(train, train, target, seed=0)
+        members = ensemble.members(train.network, train.draws, train.vectors, target)
+        said[target] = np.exp(log_softmax(members["linear"], axis=1))[:, 0].mean()
+        assert log_shares(np.zeros((1, 1)))[0, 0] == 0
+    assert said[balanced] < said[CLASSES] - 0.2
+
+
+def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_trees, tmp_path):
+    target = TargetConfig(target="gradient", ensemble=True)
+    config = train_config(synthetic_folder, tmp_path / "run", epochs=1, target=target)
+    plan, best = fit_here(config), tmp_path / "run" / "best"
+    alone = checkpoint.load(best)
+    assert alone.ensemble is None
+    complete_ensemble(plan, str(tmp_path / "run"), best)
+    loaded = checkpoint.load(best)
+    assert loaded.ensemble is not None
+    written = (best / checkpoint.ENSEMBLE).stat().st_mtime_ns
+    complete_ensemble(plan, str(tmp_path / "run"), best)
+    assert (best / checkpoint.ENSEMBLE).stat().st_mtime_ns == written, "fitted again"
+
+    record = json.loads(json.dumps(plan.describe(config)))
+    asked = PredictConfig(
+        checkpoint=str(best), table=config.data.table, output=tmp_path / "p.tsv", part="val", base_cache=False
+    )
+    said, network = (predict(asked, which, record).predictions for which in (loaded, alone))
+    truth = np.array([plan.targets[s] for s in said.sample_ids])
+    errors = {who: np.abs(np.array(found.values) - truth).mean() for who, found in
+              (("together", said), ("network", network))}  # fmt: skip
+    for who, error in errors.items():
+        assert error == pytest.approx(loaded.ensemble.scores[who], rel=1e-4), who
+
+    # Another study: other samples, and ASVs that no training sample has.
+    write(generate(SyntheticConfig(samples=12, subjects=4, asvs=200, seed=99)), tmp_path / "other")
+    elsewhere = dataclasses.replace(asked, table=tmp_path / "other" / "table.biom", part="all")
+    found = predict(elsewhere, loaded).predictions
+    assert len(found.values) > 6
+    assert np.isfinite(pd.Series(found.values)).all()
