@@ -585,6 +585,14 @@ class EvaluateConfig:
     """How often the folds are drawn anew."""
     transductive: bool = False
     """Let stage 1, which reads no labels, train on the test samples too; the results say so."""
+    pretrained: Location | None = None
+    """Finished stage 1 for all models, instead of one trained for each; where it has seen test samples, without their
+    labels, the results say so."""
+    from_scratch: bool = False
+    """No stage 1: stage 2 trains the encoder too. What does stage 1 help?"""
+    label_fraction: float = 1.0
+    """Share of the training samples whose target stage 2 and the baselines may use, drawn by --seed; stage 1 trains on
+    all. For learning curves."""
     skip_baselines: tuple[
         Literal["mean", "majority", "ridge", "logistic", "random_forest", "gradient_boosting"], ...
     ] = ()
@@ -606,6 +614,17 @@ class EvaluateConfig:
         _require(self.seeds >= 1, f"--seeds must be at least 1, not {self.seeds}")
         _require(self.folds is None or self.folds >= 2, f"--folds must be at least 2, not {self.folds}")
         _require(self.repeats >= 1, f"--repeats must be at least 1, not {self.repeats}")
+        _require(
+            0 < self.label_fraction <= 1, f"--label-fraction must be above 0, at most 1, not {self.label_fraction}"
+        )
+        _require(
+            not self.from_scratch or self.pretrained is None,
+            "--from-scratch does without a stage 1, which --pretrained names: give one of them",
+        )
+        _require(
+            not self.from_scratch or not self.freeze_base,
+            "--from-scratch trains the encoder, which --freeze-base keeps as it is: give one of them",
+        )
         _require(self.repeats == 1 or self.folds is not None, "--repeats needs --folds, which it draws anew")
         listed = data.train_ids is not None or data.test_ids is not None or data.test_fraction > 0
         _require(

@@ -7,18 +7,15 @@ import logging
 import os
 import socket
 import sys
-from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import ray
 from ray import PlacementGroupID, train
-from ray._private import parameter
+from ray._private import parameter, state
 from ray._private.services import find_gcs_addresses
 from ray._private.utils import read_ray_address
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.state import list_jobs, list_placement_groups
-from ray.util.state.exception import RayStateApiException
 
 from aam.config import RayConfig
 
@@ -100,14 +97,15 @@ def free_leftovers() -> None:
     The controller of a training can outlive its driver by a moment, in which it asks for new workers in the place of
     those that were killed with the driver. Nobody frees these resources then.
     """
-    with suppress(RayStateApiException):  # a Ray without its dashboard cannot tell
-        jobs: list[Any] = list_jobs(limit=10_000)
-        groups: list[Any] = list_placement_groups(limit=10_000)
-        ended = {job.job_id for job in jobs if job.status in ("SUCCEEDED", "FAILED", "STOPPED")}
-        for group in groups:
-            if group.creator_job_id in ended and group.state != "REMOVED" and not group.is_detached:
-                print(f"ray: freed {group.placement_group_id[:8]}, left behind by a job that was killed", flush=True)
-                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.placement_group_id))))
+    # Over the connection that there is: Ray's public lists of both come from its dashboard, which may be slow, or not
+    # there, or that of another Ray on this machine.
+    ended = {bytes.fromhex(job["JobID"]) for job in state.jobs() if job["IsDead"]}
+    for row in state.state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(row)
+        is_there = group.state != PlacementGroupTableData.REMOVED and not group.is_detached
+        if is_there and group.creator_job_id in ended:
+            print(f"ray: freed {group.placement_group_id.hex()[:8]}, left behind by a job that was killed", flush=True)
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def answers(address: str) -> bool:

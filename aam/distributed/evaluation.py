@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from aam.baselines import baseline_names
 from aam.config import DataConfig, EvaluateConfig, Location, PipelineConfig, PredictConfig, PretrainConfig, TrainConfig
+from aam.data.draw import generator
 from aam.data.sources import content_hash
 from aam.data.split import Split, read_ids
 from aam.distributed.checkpoints import find_best, home_of, run_record
@@ -122,9 +125,11 @@ def _train_all(config: EvaluateConfig) -> list[Outcome]:
     for _, seed, first, second in planned:
         if seed == seeds[0]:
             _plan_without_base(first, second)  # a fault in the last fold is told before the first is trained
-    print(f"evaluation: {len(planned)} models to train, each of two stages, in {config.output_dir}", flush=True)
+    one_stage = config.from_scratch or config.pretrained is not None
+    stages = "stage 2 alone" if one_stage else "each of two stages"
+    print(f"evaluation: {len(planned)} models to train, {stages}, in {config.output_dir}", flush=True)
     for part, seed, first, second in planned:
-        for stage, of_stage in (("stage 1", first), ("stage 2", second)):
+        for stage, of_stage in (("stage 1", first), ("stage 2", second))[int(one_stage) :]:
             print(f"\n{' '.join([part.name, f'seed {seed}', stage]).strip()}", flush=True)
             run(of_stage)
     # After all are trained: a GPU that this process has used has less memory for workers.
@@ -165,7 +170,7 @@ def plan_parts(config: EvaluateConfig) -> list[Part]:
                     repeat=repeat,
                     fold=fold,
                     name=_name(config, repeat, fold),
-                    split=split,
+                    split=replace(split, train=_labelled(config, split.train)),
                     pretrain=[*split.train, *more, *held],
                 )
             )
@@ -191,6 +196,13 @@ def _folds(config: EvaluateConfig, plan: RunPlan, groups: dict[str, str] | None,
         groups=None if groups is None else [groups[s] for s in usable],
         classes=[plan.targets[s] for s in usable] if config.loss.classifier else None,
     )
+
+
+def _labelled(config: EvaluateConfig, train: list[str]) -> list[str]:
+    """Training samples whose target may be used; of two shares, the smaller is part of the larger."""
+    order = generator(config.loop.seed, "labels").permutation(len(train))
+    kept = np.sort(order[: max(2, round(config.label_fraction * len(train)))])
+    return [train[int(i)] for i in kept]
 
 
 def _unlabelled(plan: RunPlan, split: Split, groups: dict[str, str] | None, test_ids: Path | None) -> list[str]:
@@ -241,6 +253,11 @@ def stages_of(config: EvaluateConfig, part: Part, seed: int) -> tuple[PretrainCo
     if (second.data.train_ids, second.data.val_ids) != (train, val):
         raise ValueError("--train-ids, --val-ids: give them to the evaluation, not in --train-flags")
     test_ids = None if config.transductive else test
+    if config.from_scratch:
+        sizes = replace(second.model, embedding_dim=first.model.embedding_dim, asv_layers=first.model.asv_layers)
+        second = replace(second, pretrained=None, freeze_base=False, model=sizes)
+    elif config.pretrained is not None:
+        second = replace(second, pretrained=config.pretrained)
     of_first = replace(first.data, train_ids=folder / ID_FILES["pretrain"], val_ids=val, test_ids=test_ids)
     return replace(first, data=of_first), second
 
