@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO := --embedding-dim 64 --attention-layers 2 --batch-size 16 --lr 1e-3 --freeze-base \
 	--pretrain-flags "--epochs 12" --train-flags "--epochs 30 --attention-layers 1"
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+TEST_LOG := .venv/test-ray.log
 .PHONY: install demo test test-ray test-other lint clean
 
 install: .venv/.installed
@@ -19,12 +21,17 @@ demo: install
 	@echo "That was SYNTHETIC data. The curves:   .venv/bin/tensorboard --logdir demo"
 	@echo "Your own data next:                    .venv/bin/python jobs/pipeline.py --help"
 
-# Two processes: tests with Ray wait for processes to start most of the time, in which the others find a CPU.
+# Two processes: tests with Ray wait for processes to start most of the time, in which the others find a CPU. The
+# output of the first is shown when both have ended.
 test: install
-	$(MAKE) --jobs=2 --no-print-directory test-ray test-other
+	$(MAKE) --jobs=2 --no-print-directory test-ray test-other RAY_LOG=$(TEST_LOG); \
+	code=$$?; cat $(TEST_LOG); exit $$code
 
-test-ray test-other: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "$(if $(filter test-ray,$@),ray,not ray)"
+test-ray: install
+	$(PYTEST) -m ray $(if $(RAY_LOG),> $(RAY_LOG) 2>&1)
+
+test-other: install
+	$(PYTEST) -m "not ray"
 
 lint: install
 	$(BIN)/ruff check .

@@ -139,7 +139,7 @@ class ModelConfig:
     attention_heads: int | None = None
     """Heads of each attention layer. [default: 4, or as pretrained]"""
     attention_layers: int | None = None
-    """Layers of each transformer stack. [default: 4]"""
+    """Layers of each transformer stack. [default: 4; of the heads on a frozen base, 1]"""
     asv_layers: int | None = None
     """Layers of the nucleotide stack, where most of the time goes. [default: --attention-layers, or as pretrained]"""
     dropout: float | None = None

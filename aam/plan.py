@@ -35,6 +35,8 @@ FREE_ON_RESUME = (
     "loop.clear_cache",
     "loop.base_cache",
     "loop.gradient_checkpointing",
+    "loop.asv_chunk_size",  # what a run that had no memory left is resumed with
+    "loop.report",
     "loop.use_expandable_segments",
     "loop.wandb",
     "loop.mlflow",

@@ -42,6 +42,7 @@ _ALL = (
             "batch_size": 32,
             "lr": 1e-3,
             "epochs": 12,
+            "asv_chunk_size": 1024,  # batches of samples as rich as soil's would take 20 GiB
         },
         train={
             "freeze_base": True,

@@ -85,7 +85,7 @@ def predictor_spec(spec: ModelSpec, config: TrainConfig, split: Split, targets: 
             "validation samples; choose another"
         )
     predictor = PredictorSizes(
-        attention_layers=_decide(config.model.attention_layers, None, 4),
+        attention_layers=_decide(config.model.attention_layers, None, 1 if config.freeze_base else 4),
         dropout=spec.encoder.dropout,
         outputs=target.outputs,
         count_head=config.count_weight > 0,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import ray
 import torch
@@ -21,6 +22,13 @@ from aam.data import synthetic
 from aam.distributed.cluster import RAY_ENVIRONMENT, free_leftovers, start_local
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_RAY = "127.0.0.1:9"
+
+# How long an example takes says nothing on a machine that does other things as well.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -33,8 +41,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory):
-    """Prepared datasets of the tests stay in a folder of the tests; threads as Ray would set them."""
+    """Prepared datasets of the tests stay in a folder of the tests; threads as Ray would set them.
+
+    A test that needs Ray and does not ask for `ray_cluster` fails, and does not use a Ray that is not of the tests.
+    """
     os.environ["AAM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["RAY_ADDRESS"] = NO_RAY
     torch.set_num_threads(1)
 
 
@@ -70,13 +82,17 @@ def ray_cluster():
     os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"})
     # The `python` of a submitted job is the one on the path where Ray was started.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    os.environ["RAY_ADDRESS"] = start_local(num_cpus=2, log_to_driver=False)
+    latest = Path(get_ray_address_file(None))  # where a job looks for the Ray of this machine
+    before = latest.read_bytes() if latest.exists() else None
+    address = os.environ["RAY_ADDRESS"] = start_local(num_cpus=2, log_to_driver=False)
     yield ray.get_runtime_context()
-    address = os.environ.pop("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = NO_RAY
     ray.shutdown()
     # What `ray start` wrote for a second node of this Ray would lead the jobs of the next one astray.
     if (read_ray_address() or "").endswith(address[address.rindex(":") :]):
-        Path(get_ray_address_file(None)).unlink()
+        latest.unlink()
+        if before is not None:
+            latest.write_bytes(before)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +114,7 @@ def run_job(ray_cluster):
 
 README_FLAGS = {
     "jobs/pretrain.py": "--embedding-dim 16 --attention-heads 2 --attention-layers 1 --kmer 3 --batch-size 8 "
-    "--epochs 2 --lr 3e-3 --rarefy-depth 200 --metadata metadata.tsv --group-column subject",
+    "--epochs 2 --lr 3e-3 --rarefy-depth 200 --no-report --metadata metadata.tsv --group-column subject",
     "jobs/train.py": "--attention-layers 1 --batch-size 8 --epochs 1",
     "jobs/predict.py": "",
 }

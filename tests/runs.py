@@ -30,6 +30,7 @@ from aam.training import checkpoint
 from aam.training.loop import fit
 
 CPU = torch.device("cpu")
+QUICK: dict[str, Any] = {"batch_size": 8, "epochs": 2, "lr": 1e-3, "report": False}
 TINY = ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=1, kmer=3)
 STILL = ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=1, kmer=3, dropout=0.0)
 """Without dropout, whose random numbers differ between ways of cutting up a batch."""
@@ -48,7 +49,7 @@ def data_config(folder: Path, **changed: Any) -> DataConfig:
 
 
 def pretrain_config(folder: Path, output_dir: Path, *, model: ModelConfig = TINY, **loop: Any) -> PretrainConfig:
-    settings = {"batch_size": 8, "epochs": 2, "lr": 1e-3, **loop}
+    settings = {**QUICK, **loop}
     return PretrainConfig(output_dir=output_dir, data=data_config(folder), model=model, loop=LoopConfig(**settings))
 
 
@@ -63,7 +64,7 @@ def train_config(
     data: DataConfig | None = None,
     **loop: Any,
 ) -> TrainConfig:
-    settings = {"batch_size": 8, "epochs": 2, "lr": 1e-3, **loop}
+    settings = {**QUICK, **loop}
     return TrainConfig(
         output_dir=output_dir,
         data=data or data_config(folder),

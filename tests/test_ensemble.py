@@ -200,6 +200,10 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
     for who, error in errors.items():
         assert error == pytest.approx(loaded.ensemble.scores[who], rel=1e-4), who
 
+    kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
+    assert kept["SampleID"].tolist() == said.sample_ids
+    np.testing.assert_allclose(kept["prediction"], said.values, rtol=1e-4, atol=1e-3)
+
     # Another study: other samples, and ASVs that no training sample has.
     write(generate(SyntheticConfig(samples=12, subjects=4, asvs=200, seed=99)), tmp_path / "other")
     elsewhere = dataclasses.replace(asked, table=tmp_path / "other" / "table.biom", part="all")

@@ -292,6 +292,7 @@ def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster,
     files = {"table": "table.biom", "tree": "tree.nwk", "metadata": "metadata.tsv"}
     flags = [f"--{name}={synthetic_folder / file}" for name, file in files.items()]
     flags += ["--group-column=subject", "--target=site", "--classifier", "--test-fraction=0.3", "--epochs=1",
+              "--batch-size=32", "--no-report",
               "--embedding-dim=16", "--attention-heads=2", "--attention-layers=1", "--kmer=3", "--rarefy-depth=200",
               "--skip-baselines", "gradient_boosting", "random_forest", "--train-flags", "--lr 1e-3"]  # fmt: skip
     flags += [f"--output-dir={tmp_path / 'e'}", f"--json={tmp_path / 's.json'}"]

@@ -14,11 +14,13 @@ from aam.plan import RunPlan
 from aam.predict.samples import fixed_draws, open_cache, predict_samples
 from aam.training import checkpoint
 from aam.training.checkpoint import Checkpoint
+from aam.training.logs import VALIDATION, write_validation
+from aam.training.metrics import EpochArrays
 from aam.training.step import autocast_of
 
 
 def add_ensemble(best: Path, plan: RunPlan) -> str:
-    """Fit an ensemble to a trained network and put it into its checkpoint.
+    """Fit an ensemble to a trained network, put it into its checkpoint, and write its validation predictions.
 
     Parameters
     ----------
@@ -37,6 +39,9 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
     train, val = (_part(loaded, plan, part) for part in ("train", "val"))
     ensemble = fit_ensemble(train, val, loaded.spec.target, seed=plan.loop.seed)
     ensemble.save(best)
+    together = ensemble.outputs(val.network, val.draws, val.vectors, loaded.spec.target)
+    arrays = EpochArrays(target=together, target_true=val.targets)
+    write_validation(plan.output_dir / VALIDATION, plan.split.val, arrays, loaded.spec.target)
     return describe(ensemble, loaded.spec.target)
 
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from aam.ensemble.ensemble import MEMBERS
 from aam.html_report.page import Html, bullets, element, figure, folded, grid, join, paragraph, table, tiles
 from aam.html_report.pictures import curves
 from aam.html_report.run_files import Run
@@ -84,6 +85,13 @@ def _caveats(run: Run) -> list[str]:
         "The best epoch is the one with the lowest validation loss: scores on the validation samples are, for "
         "that, a little better than on new samples."
     ]
+    if run.best.ensemble is not None:
+        weights = zip(MEMBERS, run.best.ensemble.member_weights, strict=True)
+        shares = ", ".join(f"{name.replace('_', ' ')} {weight:.2f}" for name, weight in weights)
+        lines.append(
+            f"Predictions are those of an ensemble ({shares}), which the validation samples weighed; the curves, and "
+            "the metrics of the best epoch, are those of the network alone."
+        )
     test = len(run.split("test"))
     if test:
         lines.append(f"{test} test samples were kept back: this run neither trained nor chose its best epoch by them.")

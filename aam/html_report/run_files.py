@@ -19,6 +19,7 @@ from aam.report import Stage, column_values
 from aam.training import checkpoint
 from aam.training.base_cache import encoder_of
 from aam.training.checkpoint import CONFIG, Checkpoint
+from aam.training.logs import VALIDATION
 from aam.training.metrics import class_probabilities, classification_metrics, regression_metrics
 from aam.training.targets import Target
 
@@ -112,9 +113,9 @@ class Run:
 
     @cached_property
     def validation(self) -> Scored:
-        """The validation samples, as predicted when the best epoch ended."""
+        """The validation samples, as predicted when the best epoch ended, or by the ensemble."""
         assert self.target is not None
-        with (self.folder / "validation_predictions.tsv").open(newline="") as file:
+        with (self.folder / VALIDATION).open(newline="") as file:
             rows = list(csv.reader(file, delimiter="\t"))[1:]
         classes = self.target.classes
         if classes:  # found by their place: one of them may be named `true`, as the column of the truth is

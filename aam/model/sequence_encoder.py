@@ -32,8 +32,9 @@ class KnownOutputs:
 class EncoderOutput:
     """What a SequenceEncoder says of a batch."""
 
-    asvs: Tensor
-    """[B, S, D]: vectors of the ASVs alone, without their sample."""
+    asvs: Tensor | None
+    """[B, S, D]: vectors of the ASVs alone, without their sample; None where what follows from them is known and no
+    abundance is masked: nobody reads them then."""
     states: Tensor
     """[B, S, D]: vectors of the ASVs in the light of their sample."""
     summary: Tensor
@@ -94,13 +95,17 @@ class SequenceEncoder(nn.Module):
             )
         else:
             vectors_UD, logits_UKV = known.asvs, None
-        # An embedding look-up: its backward adds in a fixed order, plain indexing on CPU does not.
-        asvs_BSD = F.embedding(batch.slot, vectors_UD)
-        if known is None or known.samples is None:
+        samples = None if known is None else known.samples
+        asvs_BSD = None
+        if samples is None or batch.count_masked is not None:
+            # An embedding look-up: its backward adds in a fixed order, plain indexing on CPU does not.
+            asvs_BSD = F.embedding(batch.slot, vectors_UD)
+        if samples is None:
+            assert asvs_BSD is not None
             states_BSD = self.transformer(asvs_BSD + self.abundance(batch.log_abundance), batch.slot_mask)
             summary_BD = self.summary(states_BSD, batch.slot_mask, batch.log_abundance)
         else:
-            states_BSD, summary_BD = known.samples
+            states_BSD, summary_BD = samples
         with torch.autocast(summary_BD.device.type, enabled=False):
             embedding_BD = self.embedding(summary_BD.float())
             return EncoderOutput(

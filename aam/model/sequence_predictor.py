@@ -80,6 +80,7 @@ class SequencePredictor(nn.Module):
         if batch.count_masked is None:
             return PredictorOutput(base=base, target=target_BO)
         abundance_BSD = self.count_abundance(batch.log_abundance, batch.count_masked)
+        assert base.asvs is not None
         count_BSD = self.count_encoder(base.asvs + abundance_BSD, batch.slot_mask)
         log_abundance_BS = self.count_head(count_BSD).squeeze(-1).float()
         return PredictorOutput(base=base, target=target_BO, log_abundance=log_abundance_BS)

@@ -18,6 +18,8 @@ from aam.training.metrics import EpochArrays, class_probabilities
 from aam.training.targets import Target
 from aam.training.trackers import Tracker
 
+VALIDATION = "validation_predictions.tsv"
+
 
 class RunLog:
     """Logs of a run, by its first worker alone; the others hold one with `folder=None` that does nothing.
@@ -91,7 +93,7 @@ class RunLog:
             imsave(self.folder / "figures" / f"{name}.png", pixels, dpi=DPI)
             self.writer.add_image(f"val/{name}", pixels[..., :3], epoch, dataformats="HWC")
         if target is not None and arrays.target is not None and arrays.target_true is not None:
-            write_validation(self.folder / "validation_predictions.tsv", sample_ids, arrays, target)
+            write_validation(self.folder / VALIDATION, sample_ids, arrays, target)
 
     def close(self) -> None:
         """Close the files, after errors too."""

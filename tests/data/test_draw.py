@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aam.config import DataContract
@@ -23,7 +23,6 @@ def drawn(*, epoch=1, sample="s", asvs=ASVS, counts=COUNTS, **changed):
     return dict(zip(found.tolist(), reads.tolist(), strict=True))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.data())
 def test_a_draw_has_the_depth_and_no_more_of_an_asv_than_there_is(counts, data):
     depth = data.draw(st.integers(1, sum(counts)))

@@ -128,7 +128,6 @@ def check_parts(found, ids):
     assert found.val
 
 
-@settings(deadline=None)
 @given(st.integers(5, 200), st.floats(0.05, 0.8), st.integers(0, 10))
 def test_a_plain_split_has_the_share_asked_for(n, fraction, seed):
     ids = [f"s{i}" for i in range(n)]
@@ -137,7 +136,7 @@ def test_a_plain_split_has_the_share_asked_for(n, fraction, seed):
     assert abs(len(found.val) - fraction * n) <= 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=60), st.floats(0.1, 0.5), st.integers(0, 5))
 def test_a_group_is_never_on_both_sides(groups, fraction, seed):
     ids, names = [f"s{i}" for i in range(len(groups))], [f"g{g}" for g in groups]

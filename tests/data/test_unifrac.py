@@ -61,7 +61,7 @@ def oracle(metric, counts, tips, text, **options):
     return beta_diversity(metric, counts, taxa=tips, tree=tree, validate=False, **options).data
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(trees_and_counts(), st.randoms(use_true_random=False))
 def test_unweighted_and_faith_agree_with_scikit_bio(case, rng):
     text, tips, counts = case
@@ -83,7 +83,7 @@ def test_unweighted_and_faith_agree_with_scikit_bio(case, rng):
     np.testing.assert_array_equal(unweighted_unifrac(asvs, paths, some), distance[some])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(trees_and_counts())
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # scikit-bio's 0/0
 def test_weighted_agrees_with_scikit_bio(case):

@@ -42,7 +42,7 @@ def test_a_killed_worker_costs_nothing_but_time(ray_cluster, two_workers, synthe
     """The outcome is that of two plain processes that nobody killed."""
 
     def config(name):
-        made = pretrain_config(synthetic_folder, tmp_path / name, epochs=6, lr=3e-3)
+        made = pretrain_config(synthetic_folder, tmp_path / name, epochs=6, lr=3e-3, report=True)
         return dataclasses.replace(made, ray=RayConfig(num_workers=2))
 
     two_workers(fit_here, config("straight"))

@@ -99,7 +99,7 @@ def test_both_stages_from_s3(run_job, run_here, bucket, synthetic_folder, tmp_pa
     """Stage 1 is interrupted and resumed from S3 alone; stage 2 takes its best checkpoint from there."""
     table = ["--table", synthetic_folder / "table.biom", "--metadata", synthetic_folder / "metadata.tsv"]
     tiny = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
-    quick = ["--batch-size", "8", "--lr", "3e-3", "--rarefy-depth", "200", "--storage-path", bucket]
+    quick = ["--batch-size", "8", "--lr", "3e-3", "--rarefy-depth", "200", "--no-report", "--storage-path", bucket]
     stage_1 = ["pretrain.py", *table, "--tree", synthetic_folder / "tree.nwk", *tiny, *quick, "--epochs", "15",
                "--output-dir", tmp_path / "stage1"]  # fmt: skip
     home = join(bucket, "stage1")

@@ -21,7 +21,7 @@ from aam.cli import parse
 from aam.config import TrainConfig
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
-QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200"]
+QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200", "--no-report"]
 
 
 def sources(folder):
@@ -75,7 +75,7 @@ TWO_WORKERS = ["--num-workers", "2", "--cpus-per-worker", "1", "--max-failures",
 
 
 def stage_2(folder, stage_1, output_dir, *more):
-    settings = ["--attention-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3"]
+    settings = ["--attention-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--no-report"]
     return [*sources(folder), "--pretrained", stage_1, *settings, "--output-dir", output_dir, *more]
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_was_interrupted_goes_on(ray_cluster, run_here, synthetic_fol
 
 
 def test_predict_lists_what_it_could_not_predict(run_here, synthetic_folder, tmp_path):
-    flags = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK[:-2], "--rarefy-depth", "3000"]
+    flags = [*sources(synthetic_folder), "--target", "gradient", *TINY, *QUICK, "--rarefy-depth", "3000"]
     plan = fit_here(parse(TrainConfig, [*map(str, flags), "--output-dir", str(tmp_path / "run")]))
     assert any("3000" in note for note in plan.notes)
     done = run_here("predict.py", "--checkpoint", tmp_path / "run" / "best", "--table",

@@ -30,6 +30,9 @@ def test_commands_for_your_own_data(readme_jobs):
     for note in notes:
         assert f"note: {note}" in ended["jobs/train.py"].stdout
     assert "stage 2: best epoch" in ended["jobs/train.py"].stdout
+    [page] = re.findall(r"^report: (.*)$", ended["jobs/train.py"].stdout, re.MULTILINE)
+    assert (folder / page).read_text().startswith("<!DOCTYPE html>")
+    assert not (folder / "runs" / "stage1" / "report.html").exists(), "--no-report"
     # What the table of a run folder promises.
     readme = (ROOT / "README.md").read_text()
     named = re.findall(r"^\| `([^`]+)`(?:, `([^`]+)`)?", readme[readme.index("A run folder holds") :], re.MULTILINE)

@@ -15,7 +15,7 @@ from aam.cli import parse
 from aam.config import TrainConfig
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--epochs", "1", "--lr", "1e-3"]
-SMALL = [*TINY, "--batch-size", "32", "--token-limit", "32"]
+SMALL = [*TINY, "--no-report", "--batch-size", "32", "--token-limit", "32"]
 OWN_TABLE = ROOT / "data" / "fall_train_only_all_outdoor.biom"
 OWN_TREE = ROOT / "data" / "all-outdoors_sepp_tree.nwk"
 

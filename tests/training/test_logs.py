@@ -149,7 +149,9 @@ def test_pictures(tmp_path, arrays, target, names):
     for name in names:
         (event,) = found.Images(f"val/{name}")
         assert event.step == 4
-        assert event.encoded_image_string.startswith(b"\x89PNG")
+        shown = matplotlib.image.imread(io.BytesIO(event.encoded_image_string))
+        kept = matplotlib.image.imread(tmp_path / "figures" / f"{name}.png")
+        assert (shown == kept[..., :3]).all()
     assert (tmp_path / "validation_predictions.tsv").exists() == (target is not None)
 
 
