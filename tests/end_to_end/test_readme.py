@@ -12,7 +12,7 @@ import sys
 from conftest import ROOT
 
 from aam.cli import parse, parse_known
-from aam.config import PipelineConfig, PretrainConfig, SweepConfig
+from aam.config import EvaluateConfig, PipelineConfig, PretrainConfig, SweepConfig
 from aam.distributed.pipeline import plan_stages
 from aam.distributed.search import search_space
 
@@ -36,7 +36,7 @@ def test_commands_for_your_own_data(readme_jobs):
     # What the table of a run folder promises.
     readme = (ROOT / "README.md").read_text()
     named = re.findall(r"^\| `([^`]+)`(?:, `([^`]+)`)?", readme[readme.index("A run folder holds") :], re.MULTILINE)
-    for name in [n for pair in named[:5] for n in pair if n]:
+    for name in [n for pair in named[:6] for n in pair if n]:
         assert (folder / "runs" / "age" / name).exists(), name
     board = [sys.executable, "-m", "tensorboard.main", "--inspect", "--logdir", str(folder / "runs")]
     shown = subprocess.run(board, capture_output=True, text=True, check=True)
@@ -67,6 +67,14 @@ def test_the_command_of_the_sweep_is_understood():
     [command] = re.findall(r"^python jobs/tune.py (.*)$", readme, re.MULTILINE)
     sweep, others = parse_known(SweepConfig, shlex.split(command))
     assert list(search_space(sweep, parse(PretrainConfig, others))) == ["lr", "token_limit"]
+
+
+def test_the_command_of_the_evaluation_is_understood():
+    """tests/test_evaluation.py runs one."""
+    readme = (ROOT / "README.md").read_text()
+    [command] = re.findall(r"^python jobs/evaluate.py (.*)$", readme, re.MULTILINE)
+    config = parse(EvaluateConfig, shlex.split(command))
+    assert (config.preset, config.seeds) == ("gut-small", 3)
 
 
 def test_the_demo_is_a_pipeline(monkeypatch):
