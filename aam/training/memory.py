@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -31,8 +31,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what is freed for the next allocation, in this process, from now on.
 
     Otherwise each step takes its activations anew from the system, which clears every page of them: a third of a
-    step on a CPU. The process stays as large as its largest step was. In the main thread only: other threads have
-    arenas of small heaps already; for them there is KEEP_FREED_MEMORY, before the process starts.
+    step on a CPU. In the main thread only: other threads have arenas of small heaps already; for them there is
+    KEEP_FREED_MEMORY, before the process starts.
 
     Returns
     -------
@@ -49,10 +49,22 @@ def keep_freed_memory() -> bool:
 
 
 def clear_cache(config: LoopConfig, moment: str) -> None:
-    """Hand cached memory back after a `batch` or an `epoch`, where the settings say so."""
+    """Hand cached memory back after a `batch` or an `epoch`, where the settings say so; on CPUs after each epoch."""
     wanted = config.clear_cache == moment or config.clear_cache == "batch"
-    if wanted and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        if wanted:
+            torch.cuda.empty_cache()
+    elif moment == "epoch":
+        hand_back_freed_memory()
+
+
+def hand_back_freed_memory() -> None:
+    """Give the system back what `keep_freed_memory` has kept.
+
+    Steps of many sizes leave gaps that fit none of the next: without this a process grows for hours.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # not glibc, which then has kept nothing
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

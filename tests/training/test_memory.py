@@ -124,6 +124,26 @@ def test_the_environment_of_expandable_segments_is_one_that_torch_reads():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_freed_memory_can_be_handed_back():
+    script = """
+import psutil, torch
+from aam.training.memory import hand_back_freed_memory, keep_freed_memory
+assert keep_freed_memory()
+size = lambda: psutil.Process().memory_info().rss
+before = size()
+kept = [torch.ones(2**22) for _ in range(16)]
+last = torch.ones(2**10)  # above the gap
+del kept
+full = size()
+hand_back_freed_memory()
+print(full - before, size() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    full, left = map(int, done.stdout.split())
+    assert full > 2**27, "kept, until asked"
+    assert left < 2**25
+
+
 def test_freed_memory_is_used_again():
     """Steps after the first few get their memory without a page fault for each page of it."""
     script = """
