@@ -16,10 +16,10 @@ import pytest
 import ray
 import torch
 from ray._private.utils import get_ray_address_file, read_ray_address
-from runs import Workers
 
 from aam.data import synthetic
 from aam.distributed.cluster import RAY_ENVIRONMENT, free_leftovers, start_local
+from runs import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_RAY = "127.0.0.1:9"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from runs import TINY, data_config
 
 from aam.config import LoopConfig, PretrainConfig, RayConfig, TargetConfig, TrainConfig
 from aam.plan import make_plan
+from runs import TINY, data_config
 
 OUT = Path("out")
 

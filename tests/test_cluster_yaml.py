@@ -12,9 +12,10 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import ROOT
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from conftest import ROOT
 
 SHIPPED = (ROOT / "cluster.yaml").read_text()
 GUIDE = (ROOT / "docs" / "cluster.md").read_text()

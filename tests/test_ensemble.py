@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from runs import fit_here, train_config
 from scipy.special import log_softmax, softmax
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -24,6 +23,7 @@ from aam.ensemble.groups import Groups, log_shares
 from aam.predict import predict
 from aam.training import checkpoint
 from aam.training.targets import Target, TargetTransform
+from runs import fit_here, train_config
 
 NUMBER = Target(column="y", transform=TargetTransform(kind="zscore", shift=3.0, scale=2.0))
 CLASSES = Target(column="y", classes=("a", "b", "c"), loss="cross_entropy")

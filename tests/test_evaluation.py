@@ -8,8 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from plans import change_metadata, write_ids
-from runs import TINY, data_config, fit_here, pretrain_config, train_config
 from scipy.stats import binomtest, wilcoxon
 
 from aam.baselines import fit_predict, reads_of
@@ -22,6 +20,8 @@ from aam.plan import make_plan
 from aam.predict import Predictions
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.targets import Target
+from plans import change_metadata, write_ids
+from runs import TINY, data_config, fit_here, pretrain_config, train_config
 
 IDS = [f"s{i:02d}" for i in range(60)]
 GROUPS = [f"g{i % 12}" for i in range(60)]

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plans import OUT, change_metadata, pretrain, refusal, site, train
-from runs import TINY, data_config, pretrain_config, train_config
 
 from aam.config import (
     DataContract,
@@ -23,6 +21,8 @@ from aam.data.unifrac import unweighted_unifrac
 from aam.plan import check_resumable, make_plan
 from aam.spec import estimate_distances
 from aam.training.checkpoint import ModelSpec
+from plans import OUT, change_metadata, pretrain, refusal, site, train
+from runs import TINY, data_config, pretrain_config, train_config
 
 # What is decided
 

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import TINY, fit_here, pretrain_config, train_config
-from tensors import random_sequences
 
 from aam.config import DataConfig, LoopConfig, PredictConfig, TargetConfig, TrainConfig
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
 from aam.training import checkpoint
+from runs import TINY, fit_here, pretrain_config, train_config
+from tensors import random_sequences
 
 
 @pytest.fixture(scope="module")

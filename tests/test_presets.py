@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import fit_here, history
 
 from aam import presets
 from aam.cli import parse, parse_known, to_arguments
@@ -21,6 +20,7 @@ from aam.plan import check_resumable, make_plan
 from aam.presets import PRESETS
 from aam.report import flags_of
 from aam.training import checkpoint
+from runs import fit_here, history
 
 FAR = Cluster(address="http://head:8265", uploads=True, is_own=False)
 DEFAULT_LR = str(LoopConfig().lr)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import pretrain_config, train_config
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score
 
 from aam.cli import parse
@@ -17,6 +16,7 @@ from aam.plan import make_plan
 from aam.predict import Predictions
 from aam.report import Stage, flags_of, known_truth, make_report, score_table, training_truth
 from aam.training.targets import Target
+from runs import pretrain_config, train_config
 
 GRADIENT, CLASSES = Target(column="gradient"), ("gut", "skin", "soil")
 

@@ -6,11 +6,11 @@ import biom
 import h5py
 import pytest
 import skbio
-from plans import change_metadata, pretrain, refusal, site, train, write_ids
 
 from aam.config import DEFAULT_RAREFY_DEPTH, RayConfig, TargetConfig
 from aam.distributed.checkpoints import run_record
 from aam.plan import make_plan
+from plans import change_metadata, pretrain, refusal, site, train, write_ids
 
 # What is dropped, and said
 

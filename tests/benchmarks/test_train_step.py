@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensors import SIZES, make_batch, random_sequences
 
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.training.losses import LossWeights
 from aam.training.step import Objective, step
 from benchmarks.naive import NaiveEncoder, naive_step
+from tensors import SIZES, make_batch, random_sequences
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVE = Objective(weights=LossWeights(base=1.0, nuc=1.0), distance_variance=0.02)

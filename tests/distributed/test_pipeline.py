@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from ray_tools import paused, train_workers
 
 from aam.cli import parse
@@ -20,6 +19,7 @@ from aam.config import DataConfig, PipelineConfig, PredictConfig, PretrainConfig
 from aam.distributed.pipeline import plan_stages
 from aam.distributed.run import is_finished
 from aam.distributed.submission import Cluster, last_lines
+from conftest import ROOT
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
 QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200", "--no-report"]

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import TINY, fit_here, train_config
 
 from aam.config import PredictRayConfig, TargetConfig
 from aam.distributed.prediction import ray_crew
 from aam.predict.samples import Worker
 from aam.training import checkpoint
+from runs import TINY, fit_here, train_config
 
 WORKERS = ["--num-workers", "2", "--cpus-per-worker", "1"]
 

@@ -10,13 +10,13 @@ import time
 import pytest
 import ray
 from ray_tools import train_workers
-from runs import STILL, fit_here, history, pretrain_config
 
 from aam.config import RayConfig
 from aam.distributed.checkpoints import find_best, reported
 from aam.distributed.cluster import scaling_config
 from aam.distributed.run import run
 from aam.training import checkpoint
+from runs import STILL, fit_here, history, pretrain_config
 
 
 def weights(path):

@@ -12,9 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from pyarrow import fs
-from runs import history
 
 from aam.distributed.checkpoints import find_best, run_record
 from aam.distributed.storage import (
@@ -28,6 +26,8 @@ from aam.distributed.storage import (
     read_text,
     write_text,
 )
+from conftest import ROOT
+from runs import history
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from ray._private import worker
 from ray_tools import train_workers, wait_for, wait_until_freed
+
+from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 QUICK = " --embedding-dim 16 --attention-heads 2 --attention-layers 1 --kmer 3 --batch-size 8 --epochs 2 --no-report"

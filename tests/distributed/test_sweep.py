@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT
 from ray import tune
 from ray_tools import wait_until_freed
-from runs import pretrain_config
 
 from aam.cli import parse
 from aam.config import PretrainConfig, SweepConfig, TrainConfig
 from aam.distributed.checkpoints import find_best
 from aam.distributed.search import search_space
 from aam.distributed.trials import trial_name, with_settings
+from conftest import ROOT
+from runs import pretrain_config
 
 
 def space_of(config, *search, **flags):

@@ -14,11 +14,11 @@ import time
 import biom
 import pandas as pd
 import pytest
-from conftest import ROOT
-from runs import fit_here, history
 
 from aam.cli import parse
 from aam.config import TrainConfig
+from conftest import ROOT
+from runs import fit_here, history
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
 QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200", "--no-report"]

@@ -9,12 +9,11 @@ import shlex
 import subprocess
 import sys
 
-from conftest import ROOT
-
 from aam.cli import parse, parse_known
 from aam.config import EvaluateConfig, PipelineConfig, PretrainConfig, SweepConfig
 from aam.distributed.pipeline import plan_stages
 from aam.distributed.search import search_space
+from conftest import ROOT
 
 PIPELINE = "jobs/pipeline.py"
 

@@ -8,11 +8,11 @@ import zipfile
 
 import biom
 import pytest
-from conftest import ROOT
-from runs import fit_here
 
 from aam.cli import parse
 from aam.config import TrainConfig
+from conftest import ROOT
+from runs import fit_here
 
 TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--epochs", "1", "--lr", "1e-3"]
 SMALL = [*TINY, "--no-report", "--batch-size", "32", "--token-limit", "32"]

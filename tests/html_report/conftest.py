@@ -11,10 +11,10 @@ from pathlib import Path
 import biom
 import h5py
 import pytest
-from runs import data_config, fit_here, pretrain_config, train_config
 
 from aam.config import TargetConfig
 from aam.html_report.write import write_report
+from runs import data_config, fit_here, pretrain_config, train_config
 
 SCRIPT = "<script>alert(1)</script>"
 COLUMN = 'site "><img src=x onerror=alert(2)> $x$'

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 
 import pytest
-from html_report.conftest import CLASSES, COLUMN, SCRIPT, Page
-from runs import TINY, train_config
 
 from aam.distributed.run import report
 from aam.html_report.write import write_report
+from html_report.conftest import CLASSES, COLUMN, SCRIPT, Page
+from runs import TINY, train_config
 
 STAGE_1 = ["about", "training", "unifrac", "asvs", "settings"]
 STAGE_2 = ["about", "training", "predictions", "unifrac", "baselines", "asvs", "settings"]

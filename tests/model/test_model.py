@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensors import PREDICTOR, SIZES, make_batch, random_sequences
 from torch import nn
 
 from aam.data import tokens
@@ -20,6 +19,7 @@ from aam.model.asv_encoder import kmer_frequencies
 from aam.model.layers import Transformer
 from aam.model.sequence_encoder import KnownOutputs, SequenceEncoder, unifrac_distances
 from aam.model.sequence_predictor import SequencePredictor
+from tensors import PREDICTOR, SIZES, make_batch, random_sequences
 
 SEQUENCES = random_sequences(9)
 SAMPLES = [

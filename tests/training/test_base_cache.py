@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import pretrain_plan
-from tensors import PREDICTOR, SIZES
 
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
@@ -20,6 +18,8 @@ from aam.data.draw import FIXED_DRAW
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
 from aam.training.base_cache import BaseCache, cache_key
+from runs import pretrain_plan
+from tensors import PREDICTOR, SIZES
 
 
 def new_predictor(seed: int = 0, **sizes) -> SequencePredictor:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tensors import PREDICTOR, SIZES, make_batch, random_sequences
 
 from aam.config import DataContract
 from aam.model.sequence_encoder import SequenceEncoder
@@ -21,6 +20,7 @@ from aam.training import checkpoint
 from aam.training.checkpoint import ModelSpec, TrainingState
 from aam.training.optimizer import make_optimizer, update
 from aam.training.targets import Target, TargetTransform
+from tensors import PREDICTOR, SIZES, make_batch, random_sequences
 
 FILES = {"model.safetensors", "config.json", "training_state.pt"}
 STAGE_1 = ModelSpec(

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import CPU, TINY, data_config, pretrain_plan, train_config
 
 from aam.config import TargetConfig
 from aam.data.batches import EpochBatches
@@ -22,6 +21,7 @@ from aam.task import build_task
 from aam.training import checkpoint, collectives
 from aam.training.base_cache import BaseCache
 from aam.training.loop import fit
+from runs import CPU, TINY, data_config, pretrain_plan, train_config
 
 
 @pytest.fixture(scope="module")

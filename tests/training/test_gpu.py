@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import CPU, STILL, TINY, data_config, pretrain_plan, train_config
 
 from aam.data.batches import EpochBatches
 from aam.plan import make_plan
@@ -12,6 +11,7 @@ from aam.task import build_task
 from aam.training.loop import fit
 from aam.training.optimizer import make_optimizer, update
 from aam.training.step import step
+from runs import CPU, STILL, TINY, data_config, pretrain_plan, train_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda", 0)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensors import SIZES
 
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.training.logs import ProgressBar, RunLog, format_loss, write_validation
 from aam.training.metrics import EpochArrays
 from aam.training.targets import Target, TargetTransform
+from tensors import SIZES
 
 SITE = Target(column="site", classes=("gut", "oral"), loss="cross_entropy")
 AGE = Target(column="age", transform=TargetTransform(kind="zscore", shift=10.0, scale=2.0))

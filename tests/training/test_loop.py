@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from runs import CPU, STILL, TINY, data_config, pretrain_config, pretrain_plan, train_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +22,7 @@ from aam.task import build_task
 from aam.training import checkpoint, loop
 from aam.training.loop import NonFiniteError, fit
 from aam.training.step import step
+from runs import CPU, STILL, TINY, data_config, pretrain_config, pretrain_plan, train_config
 
 
 class InterruptedRunError(Exception):

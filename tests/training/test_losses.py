@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
-from tensors import make_batch, random_sequences
 
 from aam.training.losses import (
     Losses,
@@ -20,6 +19,7 @@ from aam.training.losses import (
     unifrac_loss,
 )
 from aam.training.targets import Target
+from tensors import make_batch, random_sequences
 
 SEQUENCES = random_sequences(6)
 SAMPLES = [[(0, 5), (1, 90), (2, 1)], [(1, 7), (3, 7)], [(4, 3), (5, 11), (0, 2)]]

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from scipy.special import softmax
 from scipy.stats import spearmanr
 from sklearn import metrics as sk
-from tensors import make_batch, random_sequences
 
 from aam.training.losses import Losses, LossTerm, LossWeights
 from aam.training.metrics import (
@@ -25,6 +24,7 @@ from aam.training.metrics import (
 )
 from aam.training.step import Objective, Predictions
 from aam.training.targets import Target, TargetTransform
+from tensors import make_batch, random_sequences
 
 CPU = torch.device("cpu")
 SEQUENCES = random_sequences(4)

@@ -7,12 +7,12 @@ import math
 
 import pytest
 import torch
-from tensors import PREDICTOR, SIZES, make_batch, random_sequences
 from torch import nn
 
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
 from aam.training.optimizer import make_optimizer, update
+from tensors import PREDICTOR, SIZES, make_batch, random_sequences
 
 TRUE, FALSE = torch.tensor(True), torch.tensor(False)
 BATCH = make_batch(random_sequences(4), [[(0, 5), (1, 90), (2, 1)], [(1, 7), (3, 7)]], count_masked=[(0, 1)])

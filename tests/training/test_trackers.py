@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from runs import CPU, pretrain_plan
 
 from aam.task import build_task
 from aam.training import trackers
 from aam.training.loop import fit
+from runs import CPU, pretrain_plan
 
 
 def test_mlflow_gets_the_metrics_of_each_epoch(synthetic_folder, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import CPU, STILL, pretrain_config, train_config
 from torch.nn.parallel import DistributedDataParallel
 
 from aam.config import TargetConfig
@@ -19,6 +18,7 @@ from aam.task import build_task
 from aam.training import checkpoint, collectives
 from aam.training.loop import fit
 from aam.training.step import step
+from runs import CPU, STILL, pretrain_config, train_config
 
 
 def gradients_of_share(config, out: Path) -> None:
