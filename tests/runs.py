@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import connection
@@ -94,6 +95,13 @@ def fit_here(config: PretrainConfig | TrainConfig) -> RunPlan:
 
     fit(build_task(plan, CPU, report=keep_best, folder=plan.output_dir))
     return plan
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
 
 
 def history(folder: Path) -> list[dict[str, float]]:

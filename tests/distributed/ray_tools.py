@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 import ray
 from ray.util.placement_group import placement_group_table
 from ray.util.state import list_actors
 
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
+from runs import wait_for
 
 
 def train_workers() -> list[psutil.Process]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from ray_tools import nodes_of_workers, paused, train_workers, wait_for
+from ray_tools import nodes_of_workers, paused, train_workers
 
 from aam.config import RayConfig, RunConfig
 from aam.distributed import cluster
 from aam.distributed.run import run
-from runs import STILL, fit_here, history, pretrain_config, train_config
+from runs import STILL, fit_here, history, pretrain_config, train_config, wait_for
 
 pytestmark = pytest.mark.slow
 

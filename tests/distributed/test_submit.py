@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from ray._private import worker
-from ray_tools import train_workers, wait_for, wait_until_freed
+from ray_tools import train_workers, wait_until_freed
 
 from conftest import ROOT
+from runs import wait_for
 
 pytestmark = pytest.mark.slow
 QUICK = " --embedding-dim 16 --attention-heads 2 --attention-layers 1 --kmer 3 --batch-size 8 --epochs 2 --no-report"

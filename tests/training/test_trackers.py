@@ -11,7 +11,7 @@ import pytest
 from aam.task import build_task
 from aam.training import trackers
 from aam.training.loop import fit
-from runs import CPU, pretrain_plan
+from runs import CPU, pretrain_plan, wait_for
 
 
 def test_mlflow_gets_the_metrics_of_each_epoch(synthetic_folder, tmp_path, monkeypatch):
@@ -42,8 +42,8 @@ def test_wandb_gets_the_metrics_of_each_epoch(synthetic_folder, tmp_path, monkey
     fit(build_task(plan, CPU, folder=folder))
     [written] = folder.glob("wandb/offline-run-*/run-*.wandb")
     row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    # The file is binary; the numbers stand in it as JSON.
-    assert str(row["val/total_loss"]).encode() in written.read_bytes()
+    # The file is binary; the numbers stand in it as JSON. A process of wandb's own writes it, a moment after the run.
+    wait_for(lambda: str(row["val/total_loss"]).encode() in written.read_bytes())
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_the_run(synthetic_folder, tmp_path, monkeypatch):
