@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--target", help="column of the metadata")
     parser.add_argument("--classifier", action="store_true")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--attention-layers", type=int, default=4, help="of the heads; the base has 4 + 4")
+    parser.add_argument("--attention-layers", type=int, default=1, help="of the heads; the base has 4 + 4")
     parser.add_argument("--embedding-dim", type=int, default=128)
     parser.add_argument("--count-weight", type=float, help="adds the count head")
     parser.add_argument("--samples", type=int, help="so many training samples only, and a third as many to validate")
