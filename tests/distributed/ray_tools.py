@@ -10,6 +10,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 from ray.util.state import list_actors
 
+from aam.distributed.cluster import free_leftovers
 from runs import wait_for
 
 
@@ -41,10 +42,12 @@ def nodes_of_workers() -> list[str]:
     return [actor.node_id for actor in actors]
 
 
-def wait_until_freed() -> None:
-    """All CPUs are there again, and no placement group holds any."""
+def wait_until_freed(*, as_by_next_job: bool = False) -> None:
+    """All CPUs are there again, and no placement group holds any; by what the next job would free, where asked for."""
 
     def freed() -> bool:
+        if as_by_next_job:
+            free_leftovers()
         states = {group["state"] for group in placement_group_table().values()}
         return states <= {"REMOVED"} and ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
 
