@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from aam.cli import to_arguments
-from aam.config import PretrainConfig, RunConfig, SweepConfig, to_dict
+from aam.config import PretrainConfig, RunConfig, SweepConfig, TrainConfig, to_dict
 from aam.distributed.checkpoints import (
     RECORD,
     SWEEP,
@@ -62,6 +62,11 @@ def run_sweep(sweep: SweepConfig, config: RunConfig) -> str:
     resume = _resumes(sweep, config, record, home)
     if (sweep.grace_period or 0) > config.loop.epochs:
         raise ValueError(f"--grace-period {sweep.grace_period} is more than --epochs {config.loop.epochs}")
+    if isinstance(config, TrainConfig) and config.loss.ensemble:
+        print(
+            "note: trials train the network alone; for --ensemble, train once more with the best trial's settings",
+            flush=True,
+        )
     space = search_space(sweep, config)
     for name, domain in space.items():
         for value in getattr(domain, "categories", ()):
