@@ -19,6 +19,7 @@ from aam.data.dataset import MANIFEST, PreparedDataset
 from aam.data.files import some
 from aam.data.metadata import numeric_column, read_metadata, text_column
 from aam.predict import Predictions, source_of
+from aam.predict.table import reads_of
 from aam.training.checkpoint import CONFIG, WEIGHTS
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.targets import Target
@@ -187,10 +188,7 @@ def _novelty(found: Predictions, stage: Stage) -> list[str]:
 
 def _reads(dataset: PreparedDataset, sample_ids: list[str]) -> dict[str, int]:
     """Reads of each sequence that the samples have."""
-    total = np.zeros(len(dataset.sequences), dtype=np.int64)
-    for sample in sample_ids:
-        asvs, reads = dataset.sample(dataset.row[sample])
-        total[asvs] += reads
+    total = reads_of(dataset, sample_ids)
     return {dataset.sequences[i]: int(total[i]) for i in np.flatnonzero(total)}
 
 
