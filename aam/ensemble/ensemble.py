@@ -1,4 +1,4 @@
-"""The network, two forests and a linear model as one predictor; how it is applied and stored.
+"""The network, two forests, boosted trees and a linear model as one predictor; how it is applied and stored.
 
 Shape letters: n samples, m training samples, G groups, O outputs.
 """
@@ -16,13 +16,13 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
 
 from aam.data.batches import Draw
-from aam.ensemble.forest import Forest, weighted_quantile
+from aam.ensemble.forest import Boosting, Forest, weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
 from aam.training.checkpoint import ENSEMBLE
 from aam.training.targets import Target
 
-MEMBERS = ("network", "asv_forest", "group_forest", "linear")
-_PARTS = {"groups": Groups, "asv_forest": Forest, "group_forest": Forest}
+MEMBERS = ("network", "asv_forest", "group_forest", "boosting", "linear")
+_PARTS = {"groups": Groups, "asv_forest": Forest, "group_forest": Forest, "boosting": Boosting}
 _BLOCK = 512
 """Samples at a time: their weights on all training samples are held."""
 
@@ -36,6 +36,8 @@ class Ensemble:
     """Random forest on the known ASVs, each by itself."""
     group_forest: Forest
     """Extremely randomised trees on all groups."""
+    boosting: Boosting
+    """Gradient-boosted trees on the known ASVs."""
     targets: np.ndarray
     """float64 [m]: what the model learns of the training samples: transformed numbers, or codes of classes."""
     class_weights: np.ndarray
@@ -83,12 +85,15 @@ class Ensemble:
         """Outputs of each member, float64 [n, O]; see `outputs`."""
         shares_nG = self.groups.shares(draws, vectors)
         shares = log_shares(shares_nG)
-        linear = (linear_inputs(shares_nG) - self.mean) @ self.slope.astype(np.float64) + self.intercept
+        of_asvs = shares[:, self.groups.are_single]
+        boosted = self.boosting.outputs(of_asvs)
         return {
             "network": network.astype(np.float64),
-            "asv_forest": self._of_forest(self.asv_forest, shares[:, self.groups.are_single], target),
+            "asv_forest": self._of_forest(self.asv_forest, of_asvs, target),
             "group_forest": self._of_forest(self.group_forest, shares, target),
-            "linear": linear,
+            # Each quantile has trees of its own, which may cross.
+            "boosting": np.sort(boosted, axis=1) if target.quantiles else boosted,
+            "linear": (linear_inputs(shares_nG) - self.mean) @ self.slope.astype(np.float64) + self.intercept,
         }
 
     def _of_forest(self, forest: Forest, features: np.ndarray, target: Target) -> np.ndarray:

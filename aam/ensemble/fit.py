@@ -14,6 +14,8 @@ from scipy.special import log_softmax
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
 )
@@ -22,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
 from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
-from aam.ensemble.forest import Forest
+from aam.ensemble.forest import Boosting, Forest
 from aam.ensemble.groups import Groups, log_shares
 from aam.training.targets import Target
 
@@ -32,6 +34,8 @@ MOST_KNOWN = 3000
 """ASVs that are clustered, the most prevalent; others count for the one that they are nearest to."""
 LEAST_SAMPLES = 3
 """Training samples that a known ASV or a group must be in."""
+PENALTY = 0.003
+"""Of logistic regression, its C: the inverse of what coefficients cost."""
 SHARPNESS = 8.0
 """A member's weight goes with its loss to the power of minus this: with a tenth more loss, half the weight."""
 
@@ -51,7 +55,7 @@ class Part:
 
 
 def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemble:
-    """Fit groups, forests and linear model on training samples, and weigh them by validation samples.
+    """Fit groups, trees and linear model on training samples, and weigh them by validation samples.
 
     Parameters
     ----------
@@ -68,6 +72,7 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
     shares = shares[:, groups.chosen]
     weights = np.asarray(target.class_weights or [1.0] * len(target.classes))
     log_features = log_shares(shares)
+    of_asvs = log_features[:, groups.are_single]
     kinds = (
         (RandomForestClassifier, ExtraTreesClassifier)
         if target.classes
@@ -76,8 +81,9 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
     mean, slope, intercept = _fit_linear(linear_inputs(shares), train.targets, target, weights)
     ensemble = Ensemble(
         groups=groups,
-        asv_forest=_fit_forest(kinds[0], log_features[:, groups.are_single], train.targets, seed),
-        group_forest=_fit_forest(kinds[1], log_features, train.targets, seed),
+        asv_forest=_fit_forest(kinds[0], of_asvs, train.targets, seed, features_a_split="sqrt"),
+        group_forest=_fit_forest(kinds[1], log_features, train.targets, seed, features_a_split=0.1),
+        boosting=_fit_boosting(of_asvs, train.targets, target, weights, seed),
         targets=train.targets.astype(np.float64),
         class_weights=weights,
         mean=mean,
@@ -111,22 +117,56 @@ def _choose(shares: np.ndarray) -> np.ndarray:
     return np.sort(often[first]).astype(np.int32)
 
 
-def _fit_forest(kind: type, features: np.ndarray, targets: np.ndarray, seed: int) -> Forest:
-    fitted = kind(n_estimators=TREES, max_features="sqrt", random_state=seed, n_jobs=-1).fit(features, targets)
-    trees = [tree.tree_ for tree in fitted.estimators_]
+def _fit_forest(
+    kind: type, features: np.ndarray, targets: np.ndarray, seed: int, *, features_a_split: float | str
+) -> Forest:
+    fitted = kind(n_estimators=TREES, max_features=features_a_split, random_state=seed, n_jobs=-1)
+    trees = [tree.tree_ for tree in fitted.fit(features, targets).estimators_]
+    forest = Forest(**_arrays_of(trees), leaves=np.empty((0, len(trees)), np.int32))
+    return replace(forest, leaves=forest.apply(features))
+
+
+def _fit_boosting(
+    features: np.ndarray, targets: np.ndarray, target: Target, class_weights: np.ndarray, seed: int
+) -> Boosting:
+    """Of classes, one model; of a number, one that errs little, or one for each quantile."""
+    settings = {"n_estimators": TREES, "learning_rate": 0.05, "max_depth": 3, "subsample": 0.5, "random_state": seed}
+    if target.classes:
+        of_classes = GradientBoostingClassifier(max_features="sqrt", **settings)
+        of_classes.fit(features, targets, sample_weight=class_weights[targets.astype(int)])
+        models, said = [of_classes], of_classes.decision_function(features[:1]).reshape(-1)
+        if len(said) == 1:  # two classes: scikit-learn has the scores of the second alone
+            said = np.array([0.0, said[0]])
+    else:
+        losses = [("quantile", q) for q in target.quantiles] or [("huber", 0.9)]
+        models = [
+            GradientBoostingRegressor(loss=loss, alpha=alpha, max_features=0.1, **settings).fit(features, targets)
+            for loss, alpha in losses
+        ]
+        said = np.array([model.predict(features[:1])[0] for model in models])
+    stages = np.concatenate([model.estimators_ for model in models], axis=1)
+    trees = [tree.tree_ for tree in stages.T.flat]
+    outputs = np.arange(len(said))[-stages.shape[1] :]
+    boosting = Boosting(
+        **_arrays_of(trees),
+        value=settings["learning_rate"] * np.concatenate([tree.value[:, 0, 0] for tree in trees]),
+        output=np.repeat(outputs, len(stages)).astype(np.int32),
+        start=np.zeros(len(said)),
+    )
+    return replace(boosting, start=said - boosting.outputs(features[:1])[0])
+
+
+def _arrays_of(trees: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The fields of `Trees`, from trees of scikit-learn."""
     roots = np.cumsum([0, *(tree.node_count for tree in trees)])[:-1]
     parts = {
+        "roots": [roots],
         "feature": [np.maximum(tree.feature, -1) for tree in trees],
         "left": [tree.children_left + root for tree, root in zip(trees, roots, strict=True)],
         "right": [tree.children_right + root for tree, root in zip(trees, roots, strict=True)],
     }
-    forest = Forest(
-        roots=roots.astype(np.int32),
-        threshold=np.concatenate([tree.threshold for tree in trees]),
-        leaves=np.empty((0, len(trees)), np.int32),
-        **{name: np.concatenate(arrays).astype(np.int32) for name, arrays in parts.items()},
-    )
-    return replace(forest, leaves=forest.apply(features))
+    arrays = {name: np.concatenate(of_trees).astype(np.int32) for name, of_trees in parts.items()}
+    return arrays | {"threshold": np.concatenate([tree.threshold for tree in trees])}
 
 
 def _fit_linear(
@@ -137,7 +177,7 @@ def _fit_linear(
     scaled = np.asarray(scaler.transform(inputs))
     if target.classes:
         balance = dict(enumerate(class_weights))
-        fitted: Any = LogisticRegression(C=0.01, class_weight=balance, max_iter=500).fit(scaled, targets)
+        fitted: Any = LogisticRegression(C=PENALTY, class_weight=balance, max_iter=500).fit(scaled, targets)
         slope, intercept = fitted.coef_, fitted.intercept_
         if len(slope) == 1:  # two classes: scikit-learn has the scores of the second alone
             slope, intercept = np.concatenate([0 * slope, slope]), np.concatenate([0 * intercept, intercept])
