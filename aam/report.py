@@ -15,11 +15,10 @@ import pandas as pd
 
 from aam.cli import to_arguments
 from aam.config import PredictConfig, PretrainConfig, TrainConfig, to_dict
-from aam.data.dataset import MANIFEST, PreparedDataset
 from aam.data.files import some
 from aam.data.metadata import numeric_column, read_metadata, text_column
 from aam.predict import Predictions, source_of
-from aam.predict.table import reads_of
+from aam.predict.table import what_is_new
 from aam.training.checkpoint import CONFIG, WEIGHTS
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.targets import Target
@@ -88,7 +87,7 @@ def make_report(config: PredictConfig, found: Predictions, stage: Stage, base: S
     parts = [
         f"# {found.target.column}: {len(found.sample_ids)} {which}",
         score_table(found, truth, training_truth(stage.record, found.target)),
-        _bullets([*_caveats(found, truth, stage, base), *_novelty(found, stage)]),
+        _bullets([*_caveats(found, truth, stage, base), *what_is_new(found.dataset, found.sample_ids, stage.record)]),
         "## Training",
         _training(stage, base),
         _bullets(_notes(stage, base)),
@@ -172,24 +171,6 @@ def _caveats(found: Predictions, truth: dict[str, Any], stage: Stage, base: Stag
     if len(lines) == 0 or not any(line.startswith("stage ") for line in lines):
         lines.append("no stage trained on any of these samples, nor chose its best epoch by them")
     return lines
-
-
-def _novelty(found: Predictions, stage: Stage) -> list[str]:
-    """How much of the samples the training samples did not have."""
-    folder = Path(stage.record["dataset"]["folder"])
-    if not (folder / MANIFEST).is_file():
-        return []
-    trained = _reads(PreparedDataset(folder), stage.record["split"]["train"])
-    here = _reads(found.dataset, found.sample_ids)
-    new = here.keys() - trained.keys()
-    share = sum(here[asv] for asv in new) / sum(here.values())
-    return [f"{len(new)} of {len(here)} ASVs ({100 * share:.2g}% of the reads) are in no training sample"]
-
-
-def _reads(dataset: PreparedDataset, sample_ids: list[str]) -> dict[str, int]:
-    """Reads of each sequence that the samples have."""
-    total = reads_of(dataset, sample_ids)
-    return {dataset.sequences[i]: int(total[i]) for i in np.flatnonzero(total)}
 
 
 def _training(stage: Stage, base: Stage | None) -> str:

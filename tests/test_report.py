@@ -96,7 +96,7 @@ def test_samples_without_a_known_value_are_counted_and_none_at_all_is_said(stage
 def test_asvs_that_no_training_sample_has_are_counted(stages):
     seen = report(predictions(stages[1], "train", np.zeros(len(stages[1].part("train")))), stages, "train")
     assert "- 0 of " in seen
-    assert "(0% of the reads) are in no training sample" in seen
+    assert "(0.00% of the reads) are in no training sample" in seen
 
 
 def test_the_commands_give_the_settings_of_the_runs(synthetic_folder, tmp_path, stages):

@@ -118,12 +118,9 @@ class Ensemble:
         scratch.replace(folder / ENSEMBLE)
 
     @classmethod
-    def load(cls, folder: Path) -> Ensemble | None:
-        """Read that of a checkpoint; None where it has none."""
-        path = folder / ENSEMBLE
-        if not path.is_file():
-            return None
-        with safe_open(path, "numpy") as file:
+    def load(cls, folder: Path) -> Ensemble:
+        """Read that of a checkpoint which has one."""
+        with safe_open(folder / ENSEMBLE, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             scores = json.loads(file.metadata()["scores"])
         parts = {
