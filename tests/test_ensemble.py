@@ -201,7 +201,8 @@ def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_p
     np.testing.assert_allclose(shuffled, said[order], rtol=1e-5, atol=1e-6)
     if target.quantiles:
         for name, of_member in ensemble.members(val.network, val.draws, val.vectors, target).items():
-            assert name == "network" or (np.diff(of_member, axis=1) >= 0).all(), name
+            # Those of the network and of boosting may cross: `Target.decode` puts them in order.
+            assert name in ("network", "boosting") or (np.diff(of_member, axis=1) >= 0).all(), name
 
 
 def test_balanced_classes_speak_with_their_weights(few_trees):

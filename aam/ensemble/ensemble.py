@@ -86,13 +86,11 @@ class Ensemble:
         shares_nG = self.groups.shares(draws, vectors)
         shares = log_shares(shares_nG)
         of_asvs = shares[:, self.groups.are_single]
-        boosted = self.boosting.outputs(of_asvs)
         return {
             "network": network.astype(np.float64),
             "asv_forest": self._of_forest(self.asv_forest, of_asvs, target),
             "group_forest": self._of_forest(self.group_forest, shares, target),
-            # Each quantile has trees of its own, which may cross.
-            "boosting": np.sort(boosted, axis=1) if target.quantiles else boosted,
+            "boosting": self.boosting.outputs(of_asvs),
             "linear": (linear_inputs(shares_nG) - self.mean) @ self.slope.astype(np.float64) + self.intercept,
         }
 

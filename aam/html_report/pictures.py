@@ -110,10 +110,14 @@ def curves(label: str, lines: dict[str, list[tuple[float, float]]], best: float)
     return draw(paint, f"{label} by epoch")
 
 
-def true_against_predicted(truth: np.ndarray, predicted: np.ndarray, name: str, color: str = BLUE) -> Html:
-    """Predicted values by true ones, with the line on which they would be equal."""
+def true_against_predicted(
+    truth: np.ndarray, predicted: np.ndarray, interval: np.ndarray | None, name: str, color: str = BLUE
+) -> Html:
+    """Predicted values, with their intervals [n, 2], by true ones, and the line on which they would be equal."""
 
     def paint(axes: Axes) -> None:
+        if interval is not None:
+            axes.vlines(truth, *interval.T, color=color, linewidth=0.8, alpha=0.3)
         _points(axes, truth, predicted, color)
         low, high = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
         axes.plot([low, high], [low, high], color=GREY, linewidth=1)

@@ -37,6 +37,8 @@ class Scored:
     """float64 [n], own units; or class codes."""
     predicted: np.ndarray
     """float64 [n], own units; or probabilities [n, classes]."""
+    interval: np.ndarray | None = None
+    """float64 [n, 2]: lowest and highest quantile of a number, where the model learned quantiles."""
 
     def scores(self, predicted: np.ndarray | None = None) -> dict[str, float]:
         """Metrics of these predictions, or of others for the same samples."""
@@ -117,13 +119,21 @@ class Run:
         assert self.target is not None
         with (self.folder / VALIDATION).open(newline="") as file:
             rows = list(csv.reader(file, delimiter="\t"))[1:]
-        classes = self.target.classes
+        classes, interval = self.target.classes, None
         if classes:  # found by their place: one of them may be named `true`, as the column of the truth is
             truth = np.array([classes.index(row[1]) for row in rows])
             predicted = np.array([row[3 : 3 + len(classes)] for row in rows], dtype=np.float64)
         else:
-            truth, predicted = np.array([row[1:3] for row in rows], dtype=np.float64).T
-        return Scored(target=self.target, sample_ids=[row[0] for row in rows], truth=truth, predicted=predicted)
+            numbers = np.array([row[1:] for row in rows], dtype=np.float64)
+            truth, predicted = numbers[:, :2].T
+            interval = _ends(numbers[:, 1:])
+        return Scored(
+            target=self.target,
+            sample_ids=[row[0] for row in rows],
+            truth=truth,
+            predicted=predicted,
+            interval=interval,
+        )
 
     @cached_property
     def test(self) -> Scored | None:
@@ -140,9 +150,15 @@ class Run:
         values = [self.truth[s] for s in ids]
         if target.classes:
             truth, predicted = target.encode(values), class_probabilities(said)
-        else:
-            truth, predicted = np.array(values, dtype=np.float64), target.decode(said)[:, target.point]
-        return Scored(target=target, sample_ids=ids, truth=truth, predicted=predicted)
+            return Scored(target=target, sample_ids=ids, truth=truth, predicted=predicted)
+        numbers = target.decode(said)
+        return Scored(
+            target=target,
+            sample_ids=ids,
+            truth=np.array(values, dtype=np.float64),
+            predicted=numbers[:, target.point],
+            interval=_ends(numbers),
+        )
 
 
 def prepared(record: dict[str, Any]) -> PreparedDataset:
@@ -165,3 +181,10 @@ def draw(ids: list[str], most: int) -> list[str]:
         return list(ids)
     chosen = np.random.default_rng(0).choice(len(ids), most, replace=False)
     return [ids[i] for i in sorted(chosen)]
+
+
+def _ends(quantiles: np.ndarray) -> np.ndarray | None:
+    """Lowest and highest of each row [n, O]; None where there is but one."""
+    if quantiles.shape[1] == 1:
+        return None
+    return np.stack([quantiles.min(axis=1), quantiles.max(axis=1)], axis=1)

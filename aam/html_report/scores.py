@@ -56,13 +56,25 @@ def _of_part(scored: Scored, color: str) -> Iterator[Html]:
     name = shorten(scored.target.column, 30)
     yield grid(
         figure(
-            true_against_predicted(scored.truth, scored.predicted, name, color),
-            "A point is a sample; on the line, prediction and truth are equal.",
+            true_against_predicted(scored.truth, scored.predicted, scored.interval, name, color),
+            "A point is a sample; on the line, prediction and truth are equal." + _of_intervals(scored),
         ),
         figure(
             residuals(scored.truth, scored.predicted, name, color),
             "By how much predictions are too high (above 0) or too low; a slope: extremes are drawn to the mean.",
         ),
+    )
+
+
+def _of_intervals(scored: Scored) -> str:
+    if scored.interval is None:
+        return ""
+    low, high = scored.interval.T
+    inside = ((low <= scored.truth) & (scored.truth <= high)).mean()
+    lowest, highest = min(scored.target.quantiles), max(scored.target.quantiles)
+    return (
+        f" Bars reach from quantile {lowest:g} to {highest:g}: they should hold {highest - lowest:.0%} of the true "
+        f"values, and hold {inside:.0%}."
     )
 
 

@@ -96,6 +96,14 @@ def test_a_frozen_encoder_is_shown_with_the_tree_of_stage_1(pages):
     assert "knows no UniFrac" in pages["classes"].text("unifrac")
 
 
+def test_intervals_are_drawn_with_the_share_of_samples_in_them(pages, stage_2):
+    text = pages["stage 2"].text("predictions")
+    said = "Bars reach from quantile 0.05 to 0.95: they should hold 90% of the true values, and hold "
+    assert f"{said}{metrics(stage_2)['val/interval_coverage']:.0%}." in text
+    assert text.count(said) == 2, "validation and test"
+    assert "Bars reach" not in pages["classes"].text("predictions")
+
+
 def test_names_that_are_html_stay_text(pages, hostile):
     page = pages["classes"]
     assert SCRIPT in page.text("about"), "a sample that was dropped"
