@@ -14,6 +14,7 @@ from typing import Any, Literal, NewType
 
 Location = NewType("Location", str)
 """A path, or a URI that pyarrow.fs knows: s3://bucket/runs, gs://bucket/runs."""
+Precision = Literal["auto", "fastest", "fp32", "bf16"]
 
 DEFAULT_MAX_BP = 150
 DEFAULT_RAREFY_DEPTH = 1000
@@ -186,9 +187,10 @@ class LoopConfig:
     """Largest norm of the gradients of an update."""
     max_skipped_updates: int = 10
     """Updates in a row that may be skipped for a non-finite loss or gradient before the run ends."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bf16 on CUDA and fp32 on CPU. Losses are always fp32. On CPUs with bf16
-    instructions (AMX, AVX512-BF16) bf16 takes half to two thirds of the time; the run says so where there are any."""
+    instructions (AMX, AVX512-BF16) bf16 takes half to two thirds of the time; the run says so where there are any, and
+    fastest takes bf16 there too."""
     seed: int = 0
     """Seed of the weights, the split, the shuffles, the rarefaction and the masks."""
     asv_chunk_size: int | None = None
@@ -438,7 +440,7 @@ class PredictConfig:
     """Samples at a time."""
     asv_chunk_size: int = 1024
     """Distinct ASVs encoded at a time."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic, as in training; auto is bf16 on CUDA and fp32 on CPU."""
     base_cache: bool = True
     """Read, and keep beside the prepared dataset, what a frozen base says of ASVs."""

@@ -35,6 +35,7 @@ _ALL = (
     Preset(
         name="gut-small",
         description="some hundred to a few thousand samples on two CPU cores: frozen base, ensemble, all reads",
+        shared={"precision": "fastest"},
         pretrain={
             "embedding_dim": 64,
             "attention_layers": 2,

@@ -29,10 +29,10 @@ from aam.data.batches import EpochBatches
 from aam.model.sizes import EncoderSizes
 from aam.plan import make_plan
 from aam.task import build_task
-from aam.training.loop import Task, cpu_has_bf16
+from aam.training.loop import Task
 from aam.training.memory import keep_freed_memory
 from aam.training.optimizer import make_optimizer, update
-from aam.training.step import step
+from aam.training.step import cpu_has_bf16, step
 from benchmarks.naive import NaiveEncoder, naive_step
 
 NAIVE, OURS = "naive", "ours"

@@ -27,7 +27,7 @@ from aam.training.memory import clear_cache, keep_freed_memory, out_of_memory_ad
 from aam.training.metrics import EpochArrays, EpochRecord
 from aam.training.optimizer import make_optimizer, update
 from aam.training.schedule import Schedule, make_schedule
-from aam.training.step import Objective, autocast_of, step
+from aam.training.step import Objective, autocast_of, cpu_has_bf16, step
 from aam.training.trackers import open_trackers
 
 Report = Callable[[dict[str, float], Callable[[Path], None] | None], None]
@@ -259,7 +259,8 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
         keep_freed_memory()
         if config.precision == "auto" and not task.spec.freeze_base and collectives.rank() == 0 and cpu_has_bf16():
             print(
-                "note: this CPU has bf16 instructions; try --precision bf16, half to two thirds of the time", flush=True
+                "note: this CPU has bf16 instructions; try --precision fastest, half to two thirds of the time",
+                flush=True,
             )
     cache = None
     if task.spec.freeze_base and config.base_cache:
@@ -276,11 +277,6 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
         autocast=autocast,
         cache=cache,
     )
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU has instructions for bf16, which then pays."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _open_log(task: Task, state: TrainingState) -> RunLog:

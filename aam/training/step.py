@@ -50,7 +50,13 @@ class Predictions:
 
 def autocast_of(precision: str, device: str) -> torch.dtype | None:
     """Arithmetic of the forward pass that a `--precision` means on a kind of device; None for fp32."""
-    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device == "cuda") else None
+    is_fast = device == "cuda" or (precision == "fastest" and cpu_has_bf16())
+    return torch.bfloat16 if precision == "bf16" or (precision != "fp32" and is_fast) else None
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this machine's CPU has instructions for bf16, which then pays."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def step(

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,14 +15,14 @@ import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.parallel import DistributedDataParallel
 
-from aam.config import TargetConfig
+from aam.config import Precision, TargetConfig
 from aam.data.batches import EpochBatches
 from aam.model.layers import Transformer
 from aam.plan import make_plan
 from aam.task import build_task
 from aam.training import checkpoint, loop
 from aam.training.loop import NonFiniteError, fit
-from aam.training.step import step
+from aam.training.step import autocast_of, step
 from runs import CPU, STILL, TINY, data_config, pretrain_config, pretrain_plan, train_config
 
 
@@ -293,6 +294,20 @@ def test_every_token_choice_trains(synthetic_folder, tmp_path, choice):
     config = dataclasses.replace(config, data=data_config(synthetic_folder, token_choice=choice, rarefy_depth=0))
     row = fit(build_task(make_plan(config), CPU)).history[0]
     assert all(math.isfinite(value) for value in row.values())
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_only_fastest_takes_bf16_on_cpus_and_only_where_they_have_it(monkeypatch, has_instructions):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_instructions)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    found = {p: [autocast_of(p, device) for device in ("cuda", "cpu")] for p in get_args(Precision)}
+    bf16 = torch.bfloat16
+    assert found == {
+        "auto": [bf16, None],
+        "fastest": [bf16, bf16 if has_instructions else None],
+        "fp32": [None, None],
+        "bf16": [bf16, bf16],
+    }
 
 
 @pytest.mark.parametrize("wrap", ["compiled", "ddp"])
