@@ -23,8 +23,9 @@ from sklearn.preprocessing import StandardScaler
 
 from aam.data.dataset import PreparedDataset
 
-BASELINES_REGRESSION = ("mean", "ridge", "random_forest", "gradient_boosting")
-BASELINES_CLASSES = ("majority", "logistic", "random_forest", "gradient_boosting")
+BASELINES_REGRESSION = ("mean", "depth", "ridge", "random_forest", "gradient_boosting")
+BASELINES_CLASSES = ("majority", "depth", "logistic", "random_forest", "gradient_boosting")
+"""`depth` knows how many reads a sample has, and no microbe: what it can predict may be the sequencing's doing."""
 
 TOP_FEATURES = 500
 """Most prevalent ASVs, which the linear models and gradient boosting are given."""
@@ -105,6 +106,8 @@ def _features(name: str, train: sparse.csr_array, other: sparse.csr_array) -> tu
     """Features of the training samples and of the others; which ASVs they are of is for the former to say."""
     if name in ("mean", "majority"):
         return train, other  # not looked at
+    if name == "depth":
+        return np.log(train.sum(axis=1))[:, None], np.log(other.sum(axis=1))[:, None]
     if name == "random_forest":
         return _relative(train), _relative(other)
     prevalence = np.asarray(train.astype(bool).sum(axis=0))
@@ -127,8 +130,9 @@ def _model(name: str, classifier: bool, seed: int, jobs: int | None) -> Any:
         return make_pipeline(StandardScaler(), RidgeCV(alphas=RIDGE_PENALTIES))
     if name == "logistic":
         return make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=2000))
-    if name == "random_forest":
+    if name in ("depth", "random_forest"):
         forest: Any = RandomForestClassifier if classifier else RandomForestRegressor
-        return forest(n_estimators=500, max_features="sqrt", random_state=seed, n_jobs=jobs)
+        least = 5 if name == "depth" else 1  # of one feature, a tree would learn each sample by heart
+        return forest(n_estimators=500, max_features="sqrt", min_samples_leaf=least, random_state=seed, n_jobs=jobs)
     boosting = HistGradientBoostingClassifier if classifier else HistGradientBoostingRegressor
     return boosting(max_iter=300, learning_rate=0.05, random_state=seed)

@@ -597,7 +597,7 @@ class EvaluateConfig:
     """Share of the training samples whose target stage 2 and the baselines may use, drawn by --seed; stage 1 trains on
     all. For learning curves."""
     skip_baselines: tuple[
-        Literal["mean", "majority", "ridge", "logistic", "random_forest", "gradient_boosting"], ...
+        Literal["mean", "majority", "depth", "ridge", "logistic", "random_forest", "gradient_boosting"], ...
     ] = ()
     """Baselines to do without; gradient_boosting may take minutes."""
     pretrain_flags: str = ""

@@ -59,6 +59,8 @@ def features(halves, name: str) -> list:
     """As the documentation says, from dense reads."""
     dense = [counts.toarray() for _, counts, _, _ in halves]
     shares = [(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32) for counts in dense]
+    if name == "depth":
+        return [np.log(counts.sum(axis=1, keepdims=True)) for counts in dense]
     if name == "random_forest":
         return [sparse.csr_array(part) for part in shares]  # trees draw features of dense ones in another order
     top = np.argsort(-(dense[0] > 0).sum(axis=0), kind="stable")[:500]
@@ -74,6 +76,7 @@ def features(halves, name: str) -> list:
     ("name", "estimator"),
     [
         ("ridge", RidgeCV(alphas=RIDGE_PENALTIES)),
+        ("depth", RandomForestRegressor(500, min_samples_leaf=5, random_state=3)),
         ("random_forest", RandomForestRegressor(500, max_features="sqrt", random_state=3)),
         ("gradient_boosting", HistGradientBoostingRegressor(max_iter=300, learning_rate=0.05, random_state=3)),
     ],
@@ -90,6 +93,7 @@ def test_numbers_are_what_scikit_learn_says(halves, name, estimator):
     ("name", "estimator"),
     [
         ("logistic", LogisticRegression(C=0.001, max_iter=2000)),
+        ("depth", RandomForestClassifier(500, min_samples_leaf=5, random_state=3)),
         ("random_forest", RandomForestClassifier(500, max_features="sqrt", random_state=3)),
         ("gradient_boosting", HistGradientBoostingClassifier(max_iter=300, learning_rate=0.05, random_state=3)),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import log_softmax, softmax
+from skbio.stats.composition import clr
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     GradientBoostingClassifier,
@@ -22,7 +23,7 @@ from aam.config import PredictConfig, TargetConfig
 from aam.data.synthetic import SyntheticConfig, generate, write
 from aam.distributed.run import complete_ensemble
 from aam.ensemble import fit
-from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
+from aam.ensemble.ensemble import MEMBERS, Ensemble, centred_log_ratios, combine
 from aam.ensemble.forest import weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
 from aam.predict import predict
@@ -138,7 +139,9 @@ def test_the_linear_models_are_scikit_learn_s(few_trees):
         rng = np.random.default_rng(2)
         train, val = a_part(rng, target), a_part(rng, target)
         ensemble = fit.fit_ensemble(train, val, target, seed=0)
-        own, other = (linear_inputs(ensemble.groups.shares(part.draws, part.vectors)) for part in (train, val))
+        own, other = (
+            centred_log_ratios(ensemble.groups.shares(part.draws, part.vectors), part.draws) for part in (train, val)
+        )
         scaler = StandardScaler().fit(own)
         said = ensemble.members(val.network, val.draws, val.vectors, target)["linear"]
         if target.classes:
@@ -147,6 +150,19 @@ def test_the_linear_models_are_scikit_learn_s(few_trees):
         else:
             model = RidgeCV(alphas=np.logspace(1, 6, 11)).fit(scaler.transform(own), train.targets)
             np.testing.assert_allclose(said[:, 0], model.predict(scaler.transform(other)), atol=1e-5)
+
+
+def test_log_ratios_of_groups_are_scikit_bio_s():
+    rng = np.random.default_rng(10)
+    groups = Groups.cluster(rng.normal(size=(9, 4)).astype(np.float32))
+    draws = some_samples(rng, 6, 9)
+    found = centred_log_ratios(groups.shares(draws, groups.vectors), draws)
+    reads = np.zeros((6, 17))
+    for sample, (asvs, counts) in enumerate(draws):
+        reads[sample, asvs] = counts
+    for union in range(9, 17):
+        reads[:, union] = reads[:, groups.parent == union].sum(axis=1)
+    np.testing.assert_allclose(found, clr(reads + 0.5), atol=1e-5)
 
 
 def test_two_classes_have_the_probabilities_of_logistic_regression():

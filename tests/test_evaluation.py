@@ -15,6 +15,7 @@ from aam.config import DataConfig, EvaluateConfig, LoopConfig, TargetConfig
 from aam.distributed.evaluation import plan_parts, stages_of
 from aam.evaluation.folds import draw_folds
 from aam.evaluation.outcome import Outcome, model_runs, scored_samples
+from aam.evaluation.results import assess
 from aam.evaluation.scores import Samples, compare, score
 from aam.plan import make_plan
 from aam.predict import Predictions
@@ -125,6 +126,22 @@ def test_a_perfect_model_is_better_and_an_equal_one_is_not(samples):
     assert (found.better_share, back.better_share) == (1, 0)
     equal = compare(samples, poor, poor, weights)
     assert (equal.difference, equal.interval, equal.p_value, equal.better_share) == (0, (0, 0), 1, 0.5)
+
+
+@pytest.mark.parametrize("samples", [numbers(), classes()], ids=["numbers", "classes"])
+def test_a_target_that_sequencing_depth_tells_is_told(samples):
+    good, constant = noisy(samples, 0, 0.1), noisy(samples, 0, 0.0) * 0 + (1 / 3 if samples.classes else 100.0)
+    always = "majority" if samples.classes else "mean"
+    for depth, baseline in ((good, always), (constant, always), (good, "other")):
+        baselines = {"depth": {1: depth}, baseline: {1: constant}}
+        found = assess("y", samples, {(1, 0): good}, baselines, seed=0, caveats=["first"], notes=[])
+        if depth is constant or baseline == "other":
+            assert found.caveats == ["first"]
+            continue
+        assert found.caveats[0] == "first"
+        assert found.caveats[1].startswith("SEQUENCING DEPTH alone, the number of reads of a sample, has ")
+        score_of = f"{samples.main_metric} {samples.scores(depth)[samples.main_metric]:.4g}, better than {baseline} by "
+        assert score_of in found.caveats[1]
 
 
 def test_p_values_are_scipys():
@@ -270,7 +287,7 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
     expected = regression_metrics(truth[table.index], said[table.index])
     assert {name: found["model"][name] for name in expected} == pytest.approx(expected)
     numbers_of = plan.dataset.metadata.loc[plan.split.train, "gradient"].to_numpy(float)
-    assert set(found["baselines"]) == {"mean", "ridge"}
+    assert set(found["baselines"]) == {"mean", "depth", "ridge"}
     for name, scores in found["baselines"].items():
         reads = [reads_of(plan.dataset, ids) for ids in (plan.split.train, table.index)]
         direct = fit_predict(name, reads[0], numbers_of, reads[1])
@@ -281,7 +298,7 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
         assert against == pytest.approx(found["model"]["mae"] - scores["mae"])
     seen = len(set(json.loads((tmp_path / "1" / "run.json").read_text())["split"]["train"]) & set(plan.split.test))
     assert seen > 0
-    [caveat] = found["caveats"]
+    caveat = found["caveats"][0]
     assert caveat.startswith(f"TRANSDUCTIVE: stage 1 was trained, without labels, on {seen} of the {len(truth)}")
     text = (tmp_path / "e" / "evaluation.md").read_text()
     assert caveat in text
@@ -305,7 +322,7 @@ def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster,
     assert found["caveats"] == []
     assert found["samples"] == len(records[1]["split"]["test"])
     assert [run["seed"] for run in found["model"]["seeds"]] == [0]
-    assert set(found["baselines"]) == {"majority", "logistic"}
+    assert set(found["baselines"]) == {"majority", "depth", "logistic"}
     assert 0 <= found["model"]["macro_f1"] <= 1
     again = run_here("evaluate.py", *flags)
     assert again.stdout.count("finished already") == 2

@@ -43,9 +43,9 @@ class Ensemble:
     class_weights: np.ndarray
     """float64 [classes]: of the training samples in the forests; empty for a number."""
     mean: np.ndarray
-    """float32 [2G]: of the linear model's inputs, the logarithmic shares and the presence of the groups."""
+    """float32 [G]: of the linear model's inputs, the centred log-ratios of the groups."""
     slope: np.ndarray
-    """float32 [2G, O]"""
+    """float32 [G, O]"""
     intercept: np.ndarray
     """float64 [O]"""
     member_weights: np.ndarray
@@ -91,7 +91,8 @@ class Ensemble:
             "asv_forest": self._of_forest(self.asv_forest, of_asvs, target),
             "group_forest": self._of_forest(self.group_forest, shares, target),
             "boosting": self.boosting.outputs(of_asvs),
-            "linear": (linear_inputs(shares_nG) - self.mean) @ self.slope.astype(np.float64) + self.intercept,
+            "linear": (centred_log_ratios(shares_nG, draws) - self.mean) @ self.slope.astype(np.float64)
+            + self.intercept,
         }
 
     def _of_forest(self, forest: Forest, features: np.ndarray, target: Target) -> np.ndarray:
@@ -128,9 +129,11 @@ class Ensemble:
         return cls(scores=scores, **parts, **arrays)
 
 
-def linear_inputs(shares_nG: np.ndarray) -> np.ndarray:
-    """What the linear model reads of groups: logarithmic shares, and presence: float32 [n, 2G]."""
-    return np.concatenate([log_shares(shares_nG), (shares_nG > 0).astype(np.float32)], axis=1)
+def centred_log_ratios(shares_nG: np.ndarray, draws: Sequence[Draw]) -> np.ndarray:
+    """Logarithms of the groups' reads, and half a read, over their mean in the sample: float32 [n, G]."""
+    depths = np.array([reads.sum() for _, reads in draws])
+    logs = np.log(shares_nG * depths[:, None] + 0.5)
+    return (logs - logs.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
 def combine(members: dict[str, np.ndarray], weights: np.ndarray, target: Target) -> np.ndarray:

@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
-from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
+from aam.ensemble.ensemble import MEMBERS, Ensemble, centred_log_ratios, combine
 from aam.ensemble.forest import Boosting, Forest
 from aam.ensemble.groups import Groups, log_shares
 from aam.training.targets import Target
@@ -34,7 +34,7 @@ MOST_KNOWN = 3000
 """ASVs that are clustered, the most prevalent; others count for the one that they are nearest to."""
 LEAST_SAMPLES = 3
 """Training samples that a known ASV or a group must be in."""
-PENALTY = 0.003
+PENALTY = 0.001
 """Of logistic regression, its C: the inverse of what coefficients cost."""
 SHARPNESS = 8.0
 """A member's weight goes with its loss to the power of minus this: with a tenth more loss, half the weight."""
@@ -78,7 +78,7 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
         if target.classes
         else (RandomForestRegressor, ExtraTreesRegressor)
     )
-    mean, slope, intercept = _fit_linear(linear_inputs(shares), train.targets, target, weights)
+    mean, slope, intercept = _fit_linear(centred_log_ratios(shares, train.draws), train.targets, target, weights)
     ensemble = Ensemble(
         groups=groups,
         asv_forest=_fit_forest(kinds[0], of_asvs, train.targets, seed, features_a_split="sqrt"),

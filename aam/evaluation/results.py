@@ -72,7 +72,7 @@ def assess(
         seed_average=_seed_average(samples, model),
         baselines={name: score(samples, runs, weights) for name, runs in others.items()},
         comparisons={name: compare(samples, said, runs, weights) for name, runs in others.items()},
-        caveats=caveats,
+        caveats=[*caveats, *_of_depth(samples, others, weights)],
         notes=[*notes, *_notes(samples, len(baselines))],
         predictions=_predictions(samples, model, baselines),
     )
@@ -84,6 +84,28 @@ def _seed_average(samples: Samples, model: dict[tuple[int, int], np.ndarray]) ->
         return {}
     means = [np.mean([said for (repeat, _), said in model.items() if repeat == r], axis=0) for r in repeats]
     return mean_scores([samples.scores(said) for said in means])
+
+
+def _of_depth(samples: Samples, baselines: dict[str, list[np.ndarray]], weights: np.ndarray) -> list[str]:
+    """Whether the target goes along with how deeply samples were sequenced."""
+    constant = "majority" if samples.classes else "mean"
+    if not {"depth", constant} <= baselines.keys():
+        return []
+    found = compare(samples, baselines["depth"], baselines[constant], weights)
+    if not _is_better(samples, found):
+        return []
+    alone = mean_scores([samples.scores(said) for said in baselines["depth"]])[samples.main_metric]
+    return [
+        f"SEQUENCING DEPTH alone, the number of reads of a sample, has {samples.main_metric} {alone:.4g}, better than "
+        f"{constant} by {abs(found.difference):.4g}: what is found in unrarefied reads may be the sequencing, not the "
+        "microbes. With --rarefy-depth N the model sees the same number of reads of each sample"
+    ]
+
+
+def _is_better(samples: Samples, found: Comparison) -> bool:
+    """Whether the first of the two compared has the better score, in the whole interval."""
+    low, high = found.interval
+    return low > 0 if samples.classes else high < 0
 
 
 def _notes(samples: Samples, baselines: int) -> list[str]:
@@ -218,9 +240,8 @@ def _comparison_table(found: Evaluation) -> str:
     lines = [f"| model less | {metric} (95 %) | the model is | p ({', '.join(tests)}) |", "|---|---|---|---|"]
     for name, comparison in found.comparisons.items():
         low, high = comparison.interval
-        better = (low > 0) if found.samples.classes else (high < 0)
         worse = (high < 0) if found.samples.classes else (low > 0)
-        verdict = "better" if better else "worse" if worse else "not told apart"
+        verdict = "better" if _is_better(found.samples, comparison) else "worse" if worse else "not told apart"
         shown = f"{comparison.difference:+.4g} ({low:+.4g} to {high:+.4g})"
         lines.append(f"| {name} | {shown} | {verdict} | {comparison.p_value:.2g} |")
     return "\n".join(lines)
