@@ -299,7 +299,7 @@ class TargetConfig:
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the cross entropy; balanced: inversely to their frequency."""
     ensemble: bool = False
-    """When the network is trained, fit two forests, boosted trees and a linear model on ASVs and groups of ASVs with
+    """When the network is trained, fit two forests and a linear model on ASVs and groups of ASVs with
     similar vectors, and predict by all, each weighted by how well it does on the validation samples. All are in the
     best checkpoint."""
     target_weight: float = 1.0

@@ -1,4 +1,4 @@
-"""The network, two forests, boosted trees and a linear model as one predictor; how it is applied and stored.
+"""The network, two forests and a linear model as one predictor; how it is applied and stored.
 
 Shape letters: n samples, m training samples, G groups, O outputs.
 """
@@ -16,13 +16,13 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
 
 from aam.data.batches import Draw
-from aam.ensemble.forest import Boosting, Forest, weighted_quantile
+from aam.ensemble.forest import Forest, weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
 from aam.training.checkpoint import ENSEMBLE
 from aam.training.targets import Target
 
-MEMBERS = ("network", "asv_forest", "group_forest", "boosting", "linear")
-_PARTS = {"groups": Groups, "asv_forest": Forest, "group_forest": Forest, "boosting": Boosting}
+MEMBERS = ("network", "asv_forest", "group_forest", "linear")
+_PARTS = {"groups": Groups, "asv_forest": Forest, "group_forest": Forest}
 _BLOCK = 512
 """Samples at a time: their weights on all training samples are held."""
 
@@ -36,8 +36,6 @@ class Ensemble:
     """Random forest on the known ASVs, each by itself."""
     group_forest: Forest
     """Extremely randomised trees on all groups."""
-    boosting: Boosting
-    """Gradient-boosted trees on the known ASVs."""
     targets: np.ndarray
     """float64 [m]: what the model learns of the training samples: transformed numbers, or codes of classes."""
     class_weights: np.ndarray
@@ -85,12 +83,10 @@ class Ensemble:
         """Outputs of each member, float64 [n, O]; see `outputs`."""
         shares_nG = self.groups.shares(draws, vectors)
         shares = log_shares(shares_nG)
-        of_asvs = shares[:, self.groups.are_single]
         return {
             "network": network.astype(np.float64),
-            "asv_forest": self._of_forest(self.asv_forest, of_asvs, target),
+            "asv_forest": self._of_forest(self.asv_forest, shares[:, self.groups.are_single], target),
             "group_forest": self._of_forest(self.group_forest, shares, target),
-            "boosting": self.boosting.outputs(of_asvs),
             "linear": (centred_log_ratios(shares_nG, draws) - self.mean) @ self.slope.astype(np.float64)
             + self.intercept,
         }

@@ -14,8 +14,6 @@ from scipy.special import log_softmax
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
-    GradientBoostingClassifier,
-    GradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
 )
@@ -24,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
 from aam.ensemble.ensemble import MEMBERS, Ensemble, centred_log_ratios, combine
-from aam.ensemble.forest import Boosting, Forest
+from aam.ensemble.forest import Forest
 from aam.ensemble.groups import Groups, log_shares
 from aam.training.targets import Target
 
@@ -55,7 +53,7 @@ class Part:
 
 
 def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemble:
-    """Fit groups, trees and linear model on training samples, and weigh them by validation samples.
+    """Fit groups, forests and linear model on training samples, and weigh them by validation samples.
 
     Parameters
     ----------
@@ -72,7 +70,6 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
     shares = shares[:, groups.chosen]
     weights = np.asarray(target.class_weights or [1.0] * len(target.classes))
     log_features = log_shares(shares)
-    of_asvs = log_features[:, groups.are_single]
     kinds = (
         (RandomForestClassifier, ExtraTreesClassifier)
         if target.classes
@@ -81,9 +78,10 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
     mean, slope, intercept = _fit_linear(centred_log_ratios(shares, train.draws), train.targets, target, weights)
     ensemble = Ensemble(
         groups=groups,
-        asv_forest=_fit_forest(kinds[0], of_asvs, train.targets, seed, features_a_split="sqrt"),
+        asv_forest=_fit_forest(
+            kinds[0], log_features[:, groups.are_single], train.targets, seed, features_a_split="sqrt"
+        ),
         group_forest=_fit_forest(kinds[1], log_features, train.targets, seed, features_a_split=0.1),
-        boosting=_fit_boosting(of_asvs, train.targets, target, weights, seed),
         targets=train.targets.astype(np.float64),
         class_weights=weights,
         mean=mean,
@@ -122,51 +120,19 @@ def _fit_forest(
 ) -> Forest:
     fitted = kind(n_estimators=TREES, max_features=features_a_split, random_state=seed, n_jobs=-1)
     trees = [tree.tree_ for tree in fitted.fit(features, targets).estimators_]
-    forest = Forest(**_arrays_of(trees), leaves=np.empty((0, len(trees)), np.int32))
-    return replace(forest, leaves=forest.apply(features))
-
-
-def _fit_boosting(
-    features: np.ndarray, targets: np.ndarray, target: Target, class_weights: np.ndarray, seed: int
-) -> Boosting:
-    """Of classes, one model; of a number, one that errs little, or one for each quantile."""
-    settings = {"n_estimators": TREES, "learning_rate": 0.05, "max_depth": 3, "subsample": 0.5, "random_state": seed}
-    if target.classes:
-        of_classes = GradientBoostingClassifier(max_features="sqrt", **settings)
-        of_classes.fit(features, targets, sample_weight=class_weights[targets.astype(int)])
-        models, said = [of_classes], of_classes.decision_function(features[:1]).reshape(-1)
-        if len(said) == 1:  # two classes: scikit-learn has the scores of the second alone
-            said = np.array([0.0, said[0]])
-    else:
-        losses = [("quantile", q) for q in target.quantiles] or [("huber", 0.9)]
-        models = [
-            GradientBoostingRegressor(loss=loss, alpha=alpha, max_features=0.1, **settings).fit(features, targets)
-            for loss, alpha in losses
-        ]
-        said = np.array([model.predict(features[:1])[0] for model in models])
-    stages = np.concatenate([model.estimators_ for model in models], axis=1)
-    trees = [tree.tree_ for tree in stages.T.flat]
-    outputs = np.arange(len(said))[-stages.shape[1] :]
-    boosting = Boosting(
-        **_arrays_of(trees),
-        value=settings["learning_rate"] * np.concatenate([tree.value[:, 0, 0] for tree in trees]),
-        output=np.repeat(outputs, len(stages)).astype(np.int32),
-        start=np.zeros(len(said)),
-    )
-    return replace(boosting, start=said - boosting.outputs(features[:1])[0])
-
-
-def _arrays_of(trees: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The fields of `Trees`, from trees of scikit-learn."""
     roots = np.cumsum([0, *(tree.node_count for tree in trees)])[:-1]
     parts = {
-        "roots": [roots],
         "feature": [np.maximum(tree.feature, -1) for tree in trees],
         "left": [tree.children_left + root for tree, root in zip(trees, roots, strict=True)],
         "right": [tree.children_right + root for tree, root in zip(trees, roots, strict=True)],
     }
-    arrays = {name: np.concatenate(of_trees).astype(np.int32) for name, of_trees in parts.items()}
-    return arrays | {"threshold": np.concatenate([tree.threshold for tree in trees])}
+    forest = Forest(
+        roots=roots.astype(np.int32),
+        threshold=np.concatenate([tree.threshold for tree in trees]),
+        leaves=np.empty((0, len(trees)), np.int32),
+        **{name: np.concatenate(arrays).astype(np.int32) for name, arrays in parts.items()},
+    )
+    return replace(forest, leaves=forest.apply(features))
 
 
 def _fit_linear(

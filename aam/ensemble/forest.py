@@ -1,6 +1,6 @@
-"""Trees as arrays: no pickle, and no scikit-learn to apply them.
+"""A forest as arrays: no pickle, and no scikit-learn to apply it.
 
-Shape letters: n samples, m training samples, T trees, N nodes of all trees, F features, O outputs.
+Shape letters: n samples, m training samples, T trees, N nodes of all trees, F features.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import scipy.sparse as sp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trees:
-    """Binary trees."""
+class Forest:
+    """Binary trees, and the leaf in which each training sample lies.
+
+    A new sample is like the training samples of its leaves (Meinshausen 2006, J Mach Learn Res 7:983): their targets,
+    weighted, give the median and any other quantile of a number, and the probabilities of classes.
+    """
 
     roots: np.ndarray
     """int32 [T]: root of each tree."""
@@ -25,6 +29,8 @@ class Trees:
     """int32 [N]"""
     right: np.ndarray
     """int32 [N]"""
+    leaves: np.ndarray
+    """int32 [m, T]: leaves of the training samples."""
 
     def apply(self, features_nF: np.ndarray) -> np.ndarray:
         """Leaf of each sample in each tree: int32 [n, T].
@@ -45,18 +51,6 @@ class Trees:
             rows, columns = rows[inner], columns[inner]
         return at
 
-
-@dataclass(frozen=True, kw_only=True)
-class Forest(Trees):
-    """Trees that each stand alone, and the leaf in which each training sample lies.
-
-    A new sample is like the training samples of its leaves (Meinshausen 2006, J Mach Learn Res 7:983): their targets,
-    weighted, give the median and any other quantile of a number, and the probabilities of classes.
-    """
-
-    leaves: np.ndarray
-    """int32 [m, T]: leaves of the training samples."""
-
     def weights(self, features_nF: np.ndarray) -> np.ndarray:
         """How much each training sample counts for each sample: float64 [n, m], rows sum to 1."""
         own, theirs = self._one_hot(self.apply(features_nF)), self._one_hot(self.leaves)
@@ -66,24 +60,6 @@ class Forest(Trees):
     def _one_hot(self, leaves: np.ndarray) -> sp.csr_matrix:
         n, T = leaves.shape
         return sp.csr_matrix((np.ones(n * T), leaves.ravel(), np.arange(0, n * T + 1, T)), (n, len(self.feature)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Boosting(Trees):
-    """Trees that each add to what those before it say (Friedman 2002, Comput Stat Data Anal 38:367)."""
-
-    value: np.ndarray
-    """float64 [N]: what a leaf adds."""
-    output: np.ndarray
-    """int32 [T]: the output that a tree is of."""
-    start: np.ndarray
-    """float64 [O]: what is said before any tree."""
-
-    def outputs(self, features_nF: np.ndarray) -> np.ndarray:
-        """Numbers, or scores of classes: float64 [n, O]."""
-        added_nT = self.value[self.apply(features_nF)]
-        added = [added_nT[:, self.output == output].sum(axis=1) for output in range(len(self.start))]
-        return self.start + np.stack(added, axis=1)
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, quantile: float) -> np.ndarray:
