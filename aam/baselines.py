@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from aam.data.composition import centred_log_ratios
 from aam.data.dataset import PreparedDataset
 
 BASELINES_REGRESSION = ("mean", "depth", "ridge", "random_forest", "gradient_boosting")
@@ -29,8 +30,6 @@ BASELINES_CLASSES = ("majority", "depth", "logistic", "random_forest", "gradient
 
 TOP_FEATURES = 500
 """Most prevalent ASVs, which the linear models and gradient boosting are given."""
-PSEUDO_COUNT = 0.5
-"""Added to all reads before their logarithm."""
 RIDGE_PENALTIES = np.logspace(-2, 5, 15)
 """Of which RidgeCV takes the best by leave-one-out."""
 
@@ -114,12 +113,7 @@ def _features(name: str, train: sparse.csr_array, other: sparse.csr_array) -> tu
     top = np.argsort(-prevalence, kind="stable")[:TOP_FEATURES]
     if name == "gradient_boosting":  # takes no sparse matrix
         return _relative(train)[:, top].toarray(), _relative(other)[:, top].toarray()
-    return _centred_log_ratios(train[:, top]), _centred_log_ratios(other[:, top])
-
-
-def _centred_log_ratios(reads: sparse.csr_array) -> np.ndarray:
-    logs = np.log(reads.toarray() + PSEUDO_COUNT)
-    return logs - logs.mean(axis=1, keepdims=True)
+    return centred_log_ratios(train[:, top].toarray()), centred_log_ratios(other[:, top].toarray())
 
 
 def _model(name: str, classifier: bool, seed: int, jobs: int | None) -> Any:

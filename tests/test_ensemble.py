@@ -18,7 +18,7 @@ from aam.config import PredictConfig, TargetConfig
 from aam.data.synthetic import SyntheticConfig, generate, write
 from aam.distributed.run import complete_ensemble
 from aam.ensemble import fit
-from aam.ensemble.ensemble import MEMBERS, Ensemble, centred_log_ratios, combine
+from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
 from aam.ensemble.forest import weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
 from aam.predict import predict
@@ -96,7 +96,7 @@ def test_the_linear_models_are_scikit_learn_s(few_trees):
         train, val = a_part(rng, target), a_part(rng, target)
         ensemble = fit.fit_ensemble(train, val, target, seed=0)
         own, other = (
-            centred_log_ratios(ensemble.groups.shares(part.draws, part.vectors), part.draws) for part in (train, val)
+            linear_inputs(ensemble.groups.shares(part.draws, part.vectors), part.draws) for part in (train, val)
         )
         scaler = StandardScaler().fit(own)
         said = ensemble.members(val.network, val.draws, val.vectors, target)["linear"]
@@ -112,7 +112,7 @@ def test_log_ratios_of_groups_are_scikit_bio_s():
     rng = np.random.default_rng(10)
     groups = Groups.cluster(rng.normal(size=(9, 4)).astype(np.float32))
     draws = some_samples(rng, 6, 9)
-    found = centred_log_ratios(groups.shares(draws, groups.vectors), draws)
+    found = linear_inputs(groups.shares(draws, groups.vectors), draws)
     reads = np.zeros((6, 17))
     for sample, (asvs, counts) in enumerate(draws):
         reads[sample, asvs] = counts

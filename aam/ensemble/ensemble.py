@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
 
 from aam.data.batches import Draw
+from aam.data.composition import centred_log_ratios
 from aam.ensemble.forest import Forest, weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
 from aam.training.checkpoint import ENSEMBLE
@@ -87,8 +88,7 @@ class Ensemble:
             "network": network.astype(np.float64),
             "asv_forest": self._of_forest(self.asv_forest, shares[:, self.groups.are_single], target),
             "group_forest": self._of_forest(self.group_forest, shares, target),
-            "linear": (centred_log_ratios(shares_nG, draws) - self.mean) @ self.slope.astype(np.float64)
-            + self.intercept,
+            "linear": (linear_inputs(shares_nG, draws) - self.mean) @ self.slope.astype(np.float64) + self.intercept,
         }
 
     def _of_forest(self, forest: Forest, features: np.ndarray, target: Target) -> np.ndarray:
@@ -125,11 +125,10 @@ class Ensemble:
         return cls(scores=scores, **parts, **arrays)
 
 
-def centred_log_ratios(shares_nG: np.ndarray, draws: Sequence[Draw]) -> np.ndarray:
-    """Logarithms of the groups' reads, and half a read, over their mean in the sample: float32 [n, G]."""
+def linear_inputs(shares_nG: np.ndarray, draws: Sequence[Draw]) -> np.ndarray:
+    """What the linear model reads of groups, centred log-ratios of their reads: float32 [n, G]."""
     depths = np.array([reads.sum() for _, reads in draws])
-    logs = np.log(shares_nG * depths[:, None] + 0.5)
-    return (logs - logs.mean(axis=1, keepdims=True)).astype(np.float32)
+    return centred_log_ratios(shares_nG * depths[:, None]).astype(np.float32)
 
 
 def combine(members: dict[str, np.ndarray], weights: np.ndarray, target: Target) -> np.ndarray:

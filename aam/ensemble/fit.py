@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
-from aam.ensemble.ensemble import MEMBERS, Ensemble, centred_log_ratios, combine
+from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
 from aam.ensemble.forest import Forest
 from aam.ensemble.groups import Groups, log_shares
 from aam.training.targets import Target
@@ -75,7 +75,7 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
         if target.classes
         else (RandomForestRegressor, ExtraTreesRegressor)
     )
-    mean, slope, intercept = _fit_linear(centred_log_ratios(shares, train.draws), train.targets, target, weights)
+    mean, slope, intercept = _fit_linear(linear_inputs(shares, train.draws), train.targets, target, weights)
     ensemble = Ensemble(
         groups=groups,
         asv_forest=_fit_forest(

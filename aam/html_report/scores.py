@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from aam.baselines import BASELINES_CLASSES, BASELINES_REGRESSION, fit_predict, reads_of
+from aam.baselines import baseline_names, fit_predict, reads_of
 from aam.html_report.page import Html, bullets, element, figure, grid, join, paragraph, table, tiles
 from aam.html_report.pictures import BLUE, GREEN, confusion, reliability, residuals, shorten, true_against_predicted
 from aam.html_report.run_files import Run, Scored, draw
@@ -109,7 +109,7 @@ def _classes(scored: Scored) -> Iterator[Html]:
 def baselines(run: Run) -> Html:
     """Scores of the model and of simple models, on the same samples."""
     target = run.validation.target
-    names = BASELINES_CLASSES if target.classes else BASELINES_REGRESSION
+    names = [name for name in baseline_names(classifier=bool(target.classes)) if name in _BASELINES]
     trained = [s for s in run.split("train") if s in run.truth]
     chosen = draw(trained, MOST_TRAINING_SAMPLES)
     parts = {"validation": run.validation} | ({} if run.test is None else {"test": run.test})
@@ -119,7 +119,7 @@ def baselines(run: Run) -> Html:
     ends = np.cumsum([len(scored.sample_ids) for scored in parts.values()])[:-1]
     seed = run.record["config"]["loop"]["seed"]
     scores = {part: {"this model": scored.scores()} for part, scored in parts.items()}
-    for name in (name for name in names if name in _BASELINES):
+    for name in names:
         said = fit_predict(name, train_x, train_y, other_x, classes=target.classes, seed=seed, jobs=-1)
         for (part, scored), values in zip(parts.items(), np.split(said, ends), strict=True):
             scores[part][_BASELINES[name]] = scored.scores(values)
