@@ -173,6 +173,9 @@ class LoopConfig:
     """Samples of a step over all workers together; UniFrac spans all pairs of them."""
     epochs: int = 1000
     """Passes over the training samples."""
+    max_updates: int | None = None
+    """Updates after which a run ends, in the middle of an epoch if need be: bounds the time that a large table takes.
+    [default: none]"""
     lr: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.01
@@ -220,6 +223,10 @@ class LoopConfig:
         for flag in ("epochs", "patience", "gradient_accumulation_steps", "max_skipped_updates"):
             value = getattr(self, flag)
             _require(value >= 1, f"--{flag.replace('_', '-')} must be at least 1, not {value}")
+        _require(
+            self.max_updates is None or self.max_updates >= 1,
+            f"--max-updates must be at least 1, not {self.max_updates}",
+        )
         for flag in ("lr", "clip_norm"):
             _require(getattr(self, flag) > 0, f"--{flag.replace('_', '-')} must be above 0")
         _require(self.weight_decay >= 0, "--weight-decay must not be negative")

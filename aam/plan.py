@@ -22,6 +22,7 @@ from aam.samples import choose_samples
 from aam.spec import contract_of, encoder_sizes, estimate_distances, predictor_spec
 from aam.training.checkpoint import ModelSpec
 from aam.training.losses import LossWeights
+from aam.training.schedule import run_length
 from aam.training.trackers import check_trackers
 
 FREE_ON_RESUME = (
@@ -65,6 +66,11 @@ class RunPlan:
     """Checkpoint whose encoder is the base."""
     notes: tuple[str, ...] = ()
     """What was dropped and why, in words."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run, if its patience lasts."""
+        return run_length(self.loop, len(self.split.train))[0]
 
     def describe(self, config: RunConfig) -> dict[str, Any]:
         """The plan and its settings as JSON types: `run.json` of the run folder."""
@@ -120,6 +126,9 @@ def make_plan(
                 "no count head: beside a frozen base it trains nothing that the target uses (--count-weight "
                 f"{DEFAULT_COUNT_WEIGHT} adds it)"
             )
+    epochs, updates = run_length(config.loop, len(split.train))
+    if epochs < config.loop.epochs:
+        notes.append(f"--max-updates {updates}: ends in epoch {epochs}, not after {config.loop.epochs}")
     if use_tree:
         mean, variance = estimate_distances(dataset, split.train, contract)
         spec = dataclasses.replace(spec, distance_mean=mean, distance_variance=variance)

@@ -122,7 +122,7 @@ def _epoch(engine: Engine, state: TrainingState, epoch: int) -> tuple[float, flo
     """Seconds of the training part, seconds of all, losses."""
     torch.manual_seed(epoch)  # the same dropout in all kinds
     started = perf_counter()
-    trained = train_epoch(engine, state, epoch)
+    trained, _ = train_epoch(engine, state, epoch)
     train_seconds = perf_counter() - started
     validated, _ = validate(engine)
     losses = {f"train/{k}": v for k, v in trained.items()} | {f"val/{k}": v for k, v in validated.items()}

@@ -66,14 +66,16 @@ class EpochBatches(torch.utils.data.Dataset):
         Training epoch from 1: shuffled, drawn and masked anew. `FIXED_DRAW`: in order, always the same.
     rank, world : int
         This worker, and the number of workers.
+    most : int, optional
+        Batches after which the epoch ends; by default those of all samples.
     """
 
-    def __init__(self, plan: BatchPlan, epoch: int, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, plan: BatchPlan, epoch: int, *, rank: int = 0, world: int = 1, most: int | None = None) -> None:
         self.plan, self.epoch, self.rank, self.world = plan, epoch, rank, world
         positions = np.arange(len(plan.sample_ids))
         if epoch != FIXED_DRAW:
             generator(plan.contract.seed, epoch, "shuffle").shuffle(positions)
-        self.batches = np.array_split(positions, count_batches(len(positions), plan.batch_size))
+        self.batches = np.array_split(positions, count_batches(len(positions), plan.batch_size))[:most]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -67,7 +67,7 @@ class Stage:
         if record is None or not is_checkpoint(self.config.output_dir / "best"):
             return False
         check_resumable(record, self.config, self.config.output_dir)
-        return is_finished(self.config, history(home))
+        return is_finished(self.config.loop, len(record["split"]["train"]), history(home))
 
 
 def plan_stages(config: PipelineConfig) -> list[Stage]:

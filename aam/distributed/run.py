@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from aam.config import RunConfig, TrainConfig
+from aam.config import LoopConfig, RunConfig, TrainConfig
 from aam.distributed.checkpoints import (
     RECORD,
     copy_logs,
@@ -22,6 +22,7 @@ from aam.distributed.storage import check_writable, exists, join, read_json, rea
 from aam.html_report import REPORT
 from aam.plan import RunPlan, check_resumable, make_plan
 from aam.training import checkpoint
+from aam.training.schedule import run_length
 
 
 class RunFailedError(RuntimeError):
@@ -59,7 +60,7 @@ def run(config: RunConfig) -> RunResult:
     home = home_of(config)
     plan = prepare_run(config, home)
     say(plan)
-    if was_finished := is_finished(plan, history(home)):
+    if was_finished := is_finished(plan.loop, len(plan.split.train), history(home)):
         print(f"{home}: finished already")
     else:
         train(config, plan, home)
@@ -98,9 +99,9 @@ def train(config: RunConfig, plan: RunPlan, home: str) -> None:
     rows = history(home)
     if not rows:
         raise RunFailedError(f"{home}: stopped before its first epoch was done; start it again")
-    if not is_finished(plan, rows):
+    if not is_finished(plan.loop, len(plan.split.train), rows):
         # Tune ends an interrupted run without an error; that is not the end of the training all the same.
-        done, epochs = int(rows[-1]["epoch"]), plan.loop.epochs
+        done, epochs = int(rows[-1]["epoch"]), plan.epochs
         raise RunFailedError(
             f"{home}: stopped after epoch {done} of {epochs}; go on with the same command and --resume"
         )
@@ -141,11 +142,21 @@ def history(home: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def is_finished(plan: RunPlan | RunConfig, rows: list[dict[str, float]]) -> bool:
-    """Whether a run has come to the end of its epochs or of its patience."""
+def is_finished(loop: LoopConfig, samples: int, rows: list[dict[str, float]]) -> bool:
+    """Whether a run has come to the end of its epochs or of its patience.
+
+    Parameters
+    ----------
+    loop : LoopConfig
+        Its settings.
+    samples : int
+        Its training samples.
+    rows : list of dict
+        Its `history`.
+    """
     if not rows:
         return False
-    return rows[-1]["epoch"] >= plan.loop.epochs or rows[-1]["epochs_without_improvement"] >= plan.loop.patience
+    return rows[-1]["epoch"] >= run_length(loop, samples)[0] or rows[-1]["epochs_without_improvement"] >= loop.patience
 
 
 def prepare_run(config: RunConfig, home: str) -> RunPlan:

@@ -17,7 +17,7 @@ _FIXED = {
     *("num_workers", "cpus_per_worker", "use_gpu", "placement", "storage_path", "ray_address", "max_failures"),
     *("table", "tree", "metadata", "sequences", "train_ids", "val_ids", "test_ids", "cache_dir", "group_column"),
     *("val_fraction", "test_fraction", "missing_samples", "max_missing_from_tree", "max_bp", "seed"),
-    *("epochs", "patience", "max_skipped_updates", "histogram_every"),
+    *("epochs", "max_updates", "patience", "max_skipped_updates", "histogram_every"),
     # what the validation loss is made of
     *("base_weight", "nuc_weight", "mask_fraction", "target", "classifier", "target_transform", "target_loss"),
     *("quantiles", "class_weights", "target_weight", "count_weight", "count_mask_fraction"),

@@ -31,6 +31,7 @@ from aam.distributed.trials import Outcome, Search, fit_trials, with_settings
 from aam.plan import RunPlan, check_resumable
 from aam.training.checkpoint import CONFIG
 from aam.training.figures import sweep_figure
+from aam.training.schedule import run_length
 
 TABLE, FIGURE = "trials.tsv", "sweep.png"
 
@@ -122,10 +123,10 @@ def _fit(
     connect(config.ray)
     concurrent = sweep.max_concurrent or most_concurrent(config.ray, sweep.num_samples)
     scaling = scaling_config(config.ray, concurrent=concurrent)
-    grace = sweep.grace_period or max(1, min(config.loop.patience, config.loop.epochs // 8))
+    grace = sweep.grace_period or max(1, min(config.loop.patience, plan.epochs // 8))
     print(
         f"sweep: {sweep.num_samples} trials over {', '.join(space)}, {concurrent} at a time, each with "
-        f"{config.ray.num_workers} worker(s) of {scaling.resources_per_worker}; at most {config.loop.epochs} epochs, "
+        f"{config.ray.num_workers} worker(s) of {scaling.resources_per_worker}; at most {plan.epochs} epochs, "
         f"stopped early from epoch {grace} on",
         flush=True,
     )
@@ -161,7 +162,7 @@ def collect_trials(outcomes: list[Outcome], plan: RunPlan, config: RunConfig, ho
                 "val_loss": best.get("val/total_loss", float("nan")),
                 "best_epoch": int(best.get("epoch", 0)),
                 "epochs": int(last.get("epoch", 0)),
-                "ended": _ending(outcome, last, plan),
+                "ended": _ending(outcome, last, plan, config),
             }
         )
     table = pd.DataFrame(rows).set_index("trial") if rows else pd.DataFrame(columns=["val_loss", "ended"])
@@ -184,10 +185,11 @@ def _placed(folder: Path, trial_home: str) -> tuple[dict[str, float], dict[str, 
     return best, last
 
 
-def _ending(outcome: Outcome, last: dict[str, float], plan: RunPlan) -> str:
+def _ending(outcome: Outcome, last: dict[str, float], plan: RunPlan, config: RunConfig) -> str:
     if outcome.error is not None:
         return f"failed: {outcome.error}"
-    if last and last["epoch"] >= plan.loop.epochs:
+    loop = with_settings(config, outcome.settings, config.output_dir).loop
+    if last and last["epoch"] >= run_length(loop, len(plan.split.train))[0]:
         return "all epochs"
     if last and last["epochs_without_improvement"] >= plan.loop.patience:
         return "patience"

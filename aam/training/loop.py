@@ -26,7 +26,7 @@ from aam.training.logs import ProgressBar, RunLog, summary_line
 from aam.training.memory import clear_cache, keep_freed_memory, out_of_memory_advice
 from aam.training.metrics import EpochArrays, EpochRecord
 from aam.training.optimizer import make_optimizer, update
-from aam.training.schedule import Schedule, make_schedule
+from aam.training.schedule import Schedule, make_schedule, run_length
 from aam.training.step import Objective, autocast_of, cpu_has_bf16, step
 from aam.training.trackers import open_trackers
 
@@ -72,6 +72,11 @@ class Engine:
     cache: BaseCache | None
     """What the encoder says of ASVs and samples, where it is frozen."""
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run, if its patience lasts."""
+        return run_length(self.task.config, len(self.task.train.sample_ids))[0]
+
 
 def fit(task: Task, resume_from: Path | None = None) -> TrainingState:
     """Train until the epochs or the patience run out.
@@ -104,7 +109,7 @@ def fit(task: Task, resume_from: Path | None = None) -> TrainingState:
         with advice:
             if engine.cache is not None:
                 engine.cache.fill([EpochBatches(task.train, 1), EpochBatches(task.val, FIXED_DRAW)])
-            while state.epoch < task.config.epochs and state.bad_epochs < task.config.patience:
+            while state.epoch < engine.epochs and state.bad_epochs < task.config.patience:
                 _run_epoch(engine, state)
     finally:
         engine.log.close()
@@ -115,7 +120,7 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
     """Train, validate, log, save."""
     task, epoch = engine.task, state.epoch + 1
     started = perf_counter()
-    train_metrics = train_epoch(engine, state, epoch)
+    train_metrics, samples = train_epoch(engine, state, epoch)
     seconds = perf_counter() - started
     val_metrics, arrays = validate(engine)
     clear_cache(task.config, "epoch")
@@ -123,7 +128,7 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
     metrics |= {f"train/{name}": value for name, value in train_metrics.items()}
     metrics |= {f"val/{name}": value for name, value in val_metrics.items()}
     metrics["lr"] = engine.schedule.lr(state.update - 1)
-    metrics["throughput(samples/s)"] = len(task.train.sample_ids) / seconds
+    metrics["throughput(samples/s)"] = samples / seconds
     val_loss = val_metrics["total_loss"]
     if not torch.isfinite(torch.tensor(val_loss)):
         raise NonFiniteError(f"validation loss is {val_loss} after epoch {epoch}: lower --lr")
@@ -138,7 +143,7 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
     state.history.append(metrics)
     engine.log.epoch(metrics)
     if collectives.rank() == 0:
-        print(summary_line(metrics, task.config.epochs, improved=improved), flush=True)
+        print(summary_line(metrics, engine.epochs, improved=improved), flush=True)
     if improved:
         engine.log.best(arrays, _gathered_ids(task.val), task.objective.target, epoch)
     if task.report is not None:
@@ -151,13 +156,27 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
         task.report(metrics, write if collectives.rank() == 0 else None)
 
 
-def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> dict[str, float]:
-    """One pass over the training samples; advances `state` by its updates."""
+def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> tuple[dict[str, float], int]:
+    """One pass over the training samples, or what the run has left of it; advances `state` by its updates.
+
+    Returns
+    -------
+    dict of float
+        Metrics.
+    int
+        Samples seen, by all workers.
+    """
     task, config = engine.task, engine.task.config
     engine.module.train()
-    batches = EpochBatches(task.train, epoch, rank=collectives.rank(), world=collectives.world_size())
+    batches = EpochBatches(
+        task.train,
+        epoch,
+        rank=collectives.rank(),
+        world=collectives.world_size(),
+        most=(engine.schedule.total - state.update) * config.gradient_accumulation_steps,
+    )
     record = EpochRecord(task.objective, engine.device)
-    bar = ProgressBar(epoch, config.epochs, len(batches), shown=collectives.rank() == 0, file=task.bar_file)
+    bar = ProgressBar(epoch, engine.epochs, len(batches), shown=collectives.rank() == 0, file=task.bar_file)
     pending: list[tuple[torch.Tensor, list[str]]] = []  # updates not yet looked at: flag, samples
     running, finite, group_ids = torch.zeros((), device=engine.device), _true(engine), []
     for number, (batch, known) in enumerate(load(engine, batches), start=1):
@@ -195,7 +214,8 @@ def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> dict[str, f
         mean = running.item() * collectives.world_size() / number if bar.due(number) else None
         bar.advance(number, mean, engine.schedule.lr(max(0, state.update - 1)))
     bar.close()
-    return record.losses() | record.arrays().metrics(task.objective.target)
+    seen = sum(len(positions) for positions in batches.batches)
+    return record.losses() | record.arrays().metrics(task.objective.target), seen
 
 
 @torch.no_grad()
@@ -242,7 +262,7 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
     if collectives.world_size() > 1:
         module = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
     steps = count_batches(len(task.train.sample_ids), task.train.batch_size)
-    total = -(-steps // config.gradient_accumulation_steps) * config.epochs
+    _, total = run_length(config, len(task.train.sample_ids))
     schedule, warning = make_schedule(config.lr, config.warmup_steps, total)
     if collectives.rank() == 0:
         world = collectives.world_size()

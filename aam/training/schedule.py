@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from aam.config import LoopConfig
+from aam.data.batches import count_batches
+
 DEFAULT_WARMUP = 10_000
 
 
@@ -35,6 +38,23 @@ class Schedule:
         span = max(1, self.total - 1 - self.warmup)
         progress = min(1.0, (update - self.warmup) / span)
         return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def run_length(config: LoopConfig, samples: int) -> tuple[int, int]:
+    """Epochs of a run, the last of which `--max-updates` may cut short, and its updates; if its patience lasts.
+
+    Parameters
+    ----------
+    config : LoopConfig
+        Settings.
+    samples : int
+        Training samples.
+    """
+    an_epoch = -(-count_batches(samples, config.batch_size) // config.gradient_accumulation_steps)
+    updates = config.epochs * an_epoch
+    if config.max_updates is not None:
+        updates = min(updates, config.max_updates)
+    return -(-updates // an_epoch), updates
 
 
 def make_schedule(peak: float, warmup: int | None, total: int) -> tuple[Schedule, str | None]:

@@ -157,7 +157,8 @@ def test_a_pipeline_that_is_interrupted_goes_on_and_repeats_nothing(ray_cluster,
     assert (out / "stage1" / "metrics.jsonl").read_bytes() == pretrained
     assert (out / "stage1" / "metrics.jsonl").stat().st_mtime_ns == written
     stage_2 = parse(TrainConfig, ["--epochs", "12"])
-    assert is_finished(stage_2, rows(out / "stage2"))
+    samples = json.loads((out / "stage2" / "run.json").read_text())["split"]["train"]
+    assert is_finished(stage_2.loop, len(samples), rows(out / "stage2"))
 
     records = [json.loads((out / name / "run.json").read_text()) for name in ("stage1", "stage2")]
     test = set(records[1]["split"]["test"])

@@ -62,12 +62,14 @@ def assert_same_tensors(one, other) -> None:
         assert one == other
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "train"])
-def test_resumed_is_uninterrupted_bit_for_bit(synthetic_folder, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "length"),
+    [("pretrain", {"epochs": 4}), ("train", {"epochs": 4}), ("pretrain", {"epochs": 9, "max_updates": 14})],
+)
+def test_resumed_is_uninterrupted_bit_for_bit(synthetic_folder, tmp_path, stage, length):
     def plan():
-        if stage == "pretrain":
-            return make_plan(pretrain_config(synthetic_folder, tmp_path, epochs=4))
-        return make_plan(train_config(synthetic_folder, tmp_path, epochs=4))
+        config = pretrain_config if stage == "pretrain" else train_config
+        return make_plan(config(synthetic_folder, tmp_path, **length))
 
     straight = Keeper(tmp_path / "straight")
     fit(build_task(plan(), CPU, report=straight, folder=tmp_path / "log_straight"))
@@ -204,6 +206,29 @@ def test_schedule_of_a_run_counts_updates_not_steps(synthetic_folder, tmp_path):
     assert state.update == 3
     assert state.history[0]["lr"] == pytest.approx(1e-3)
     assert state.history[-1]["lr"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_most_updates_end_a_run_in_the_middle_of_an_epoch(synthetic_folder, tmp_path, capsys, accumulated):
+    plan = pretrain_plan(
+        synthetic_folder, tmp_path, epochs=9, max_updates=5, gradient_accumulation_steps=accumulated, batch_size=4
+    )
+    an_epoch = -(-len(EpochBatches(build_task(plan, CPU).train, 1)) // accumulated)
+    assert 5 % an_epoch != 0, "or no epoch would be cut short"
+    state = fit(build_task(plan, CPU))
+    assert state.update == 5
+    assert state.epoch == plan.epochs == -(-5 // an_epoch)
+    assert f"--max-updates 5: ends in epoch {plan.epochs}, not after 9" in plan.notes
+    assert f"epoch {plan.epochs}/{plan.epochs}" in capsys.readouterr().out
+    assert state.history[-1]["lr"] == pytest.approx(0.0), "the schedule ends with the run"
+
+
+def test_a_bound_that_is_not_reached_changes_nothing(synthetic_folder, tmp_path):
+    histories = [
+        fit(build_task(pretrain_plan(synthetic_folder, tmp_path, epochs=2, max_updates=most), CPU)).history
+        for most in (None, 1000)
+    ]
+    assert without_speed(histories[0]) == without_speed(histories[1])
 
 
 def test_non_finite_updates_are_skipped_counted_and_end_the_run(synthetic_folder, tmp_path, capsys):
