@@ -77,7 +77,8 @@ class DataConfig:
     """One draw of reads for all epochs, as validation has it: with --freeze-base, what the base says of a sample is
     then computed once. Otherwise each epoch sees other reads, which helps against overfitting."""
     max_bp: int | None = None
-    """Longest sequence the model can read, in nucleotides. [default: 150, or as pretrained]"""
+    """Longest sequence the model can read, in nucleotides. [default: 150, or that of the table where that is
+    longer; or as pretrained]"""
     max_missing_from_tree: float = 0.2
     """Share of the reads whose ASVs the tree may lack before that is an error."""
     missing_samples: Literal["error", "ignore"] = "error"

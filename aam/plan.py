@@ -111,8 +111,13 @@ def make_plan(
     base = None if pretrained is None else pretrained[1]
     sizes, contract = encoder_sizes(config, base), contract_of(config, base)
     use_tree = config.loss.base_weight > 0
-    dataset = prepare(config.data, max_bp=sizes.max_bp, use_tree=use_tree)
+    is_open = config.data.max_bp is None and base is None
+    dataset = prepare(config.data, max_bp=None if is_open else sizes.max_bp, use_tree=use_tree)
     split, targets, notes = choose_samples(config, dataset, contract.rarefy_depth)
+    if is_open and dataset.longest > sizes.max_bp:
+        notes.append(f"--max-bp {dataset.longest}: the longest sequence of the table")
+        sizes = dataclasses.replace(sizes, max_bp=dataset.longest)
+        contract = dataclasses.replace(contract, max_bp=dataset.longest)
     if pretrained is not None:
         notes += _seen_by_base(base_record, split)
     _check_sizes(split, config, use_tree)

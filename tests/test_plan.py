@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
+import biom
+import h5py
 import numpy as np
 import pytest
 
@@ -20,9 +23,11 @@ from aam.data.draw import draw_sample
 from aam.data.unifrac import unweighted_unifrac
 from aam.plan import check_resumable, make_plan
 from aam.spec import estimate_distances
+from aam.task import build_task
 from aam.training.checkpoint import ModelSpec
+from aam.training.loop import fit
 from plans import OUT, change_metadata, pretrain, refusal, site, train
-from runs import TINY, data_config, pretrain_config, train_config
+from runs import CPU, TINY, data_config, pretrain_config, train_config
 
 # What is decided
 
@@ -40,6 +45,38 @@ def test_sizes_have_their_defaults(synthetic_folder):
     assert (sizes.dropout, sizes.kmer, sizes.max_bp) == (0.1, 5, 150)
     assert spec.contract == DataContract(max_bp=150, rarefy_depth=1000, token_limit=1024, seed=0)
     assert spec.predictor is None
+
+
+def longer_by(extra: str, folder: Path, to: Path) -> Path:
+    """The synthetic files with a tail on each sequence."""
+    to.mkdir()
+    table = biom.load_table(str(folder / "table.biom"))
+    ids = table.ids("observation")
+    with h5py.File(to / "table.biom", "w") as file:
+        table.update_ids({s: s + extra for s in ids}, axis="observation", inplace=False).to_hdf5(file, "test")
+    (to / "tree.nwk").write_text(re.sub("([ACGT]{20,})", rf"\g<1>{extra}", (folder / "tree.nwk").read_text()))
+    (to / "metadata.tsv").write_bytes((folder / "metadata.tsv").read_bytes())
+    return to
+
+
+def test_a_model_is_made_for_the_longest_sequence_of_its_table(synthetic_folder, tmp_path):
+    lengths = make_plan(pretrain(synthetic_folder)).dataset.lengths
+    longest = int(lengths.max()) - 1 + 120
+    assert longest > 150
+    folder = longer_by("ACGTT" * 24, synthetic_folder, tmp_path / "longer")
+    config = pretrain(folder, cache_dir=tmp_path / "cache")
+    plan = make_plan(config)
+    assert plan.spec.encoder.max_bp == plan.spec.contract.max_bp == longest
+    assert f"--max-bp {longest}: the longest sequence of the table" in plan.notes
+    fit(build_task(dataclasses.replace(plan, loop=LoopConfig(epochs=1, batch_size=16)), CPU))
+    # What was asked for, and what a model was trained for, stay limits.
+    assert f"give --max-bp {longest}" in refusal(pretrain(folder, cache_dir=tmp_path / "cache", max_bp=150))
+    base = make_plan(pretrain(synthetic_folder)).spec
+    assert "longer than 150 nt" in refusal(train(folder, cache_dir=tmp_path / "cache"), (Path("base"), base))
+    assert (
+        make_plan(train(folder, cache_dir=tmp_path / "cache"), (Path("base"), plan.spec)).spec.encoder
+        == plan.spec.encoder
+    )
 
 
 def pretrained_spec(folder: Path) -> tuple[Path, ModelSpec]:

@@ -30,15 +30,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("AAM_CACHE") or Path.home() / ".cache" / "aam")
 
 
-def prepare(config: DataConfig, *, max_bp: int, use_tree: bool) -> PreparedDataset:
+def prepare(config: DataConfig, *, max_bp: int | None, use_tree: bool) -> PreparedDataset:
     """Read table, tree and metadata into a prepared dataset, or find the one made of the same contents.
 
     Parameters
     ----------
     config : DataConfig
         Paths of the sources and of the cache.
-    max_bp : int
-        Longest sequence allowed.
+    max_bp : int or None
+        Longest sequence allowed; None allows any.
     use_tree : bool
         Whether the run needs the tree. Without it no ASV is dropped for want of a place in it.
 
@@ -59,12 +59,11 @@ def prepare(config: DataConfig, *, max_bp: int, use_tree: bool) -> PreparedDatas
         "metadata": config.metadata,
     }
     hashes = {name: content_hash(path) for name, path in sources.items() if path is not None}
-    settings = {"max_bp": max_bp, "max_missing": config.max_missing_from_tree, "version": FORMAT_VERSION}
+    settings = {"max_missing": config.max_missing_from_tree, "version": FORMAT_VERSION}
     key = hashlib.sha256(json.dumps({**hashes, **settings}, sort_keys=True).encode()).hexdigest()[:16]
     folder = (config.cache_dir or default_cache()) / f"dataset-{key}"
     if not (folder / MANIFEST).exists():
         table = read_table(config.table, config.sequences)
-        _check_lengths(table, config.table, max_bp)
         notes, paths = list(table.notes), None
         if use_tree:
             table, paths, tree_notes = _place_in_tree(table, config)
@@ -85,17 +84,14 @@ def prepare(config: DataConfig, *, max_bp: int, use_tree: bool) -> PreparedDatas
             "notes": notes,
         }
         _write(folder, table, paths, metadata, manifest)
-    return PreparedDataset(folder)
-
-
-def _check_lengths(table: AmpliconTable, path: Path, max_bp: int) -> None:
-    too_long = [s for s in table.sequences if len(s) > max_bp]
-    if too_long:
+    dataset = PreparedDataset(folder)
+    if max_bp is not None and dataset.longest > max_bp:
+        too_long = [s for s in dataset.sequences if len(s) > max_bp]
         raise ValueError(
-            f"{path}: {len(too_long)} of {len(table.sequences)} sequences are longer than {max_bp} nt, the "
-            f"first: {short(too_long[0])}; give --max-bp {max(map(len, too_long))} when pre-training, or "
-            "trim the sequences"
+            f"{config.table}: {len(too_long)} of {len(dataset.sequences)} sequences are longer than {max_bp} nt, the "
+            f"first: {short(too_long[0])}; give --max-bp {dataset.longest} when pre-training, or trim the sequences"
         )
+    return dataset
 
 
 def _place_in_tree(table: AmpliconTable, config: DataConfig) -> tuple[AmpliconTable, RootPaths, tuple[str, ...]]:
