@@ -254,7 +254,7 @@ def stages_of(config: EvaluateConfig, part: Part, seed: int) -> tuple[PretrainCo
         raise ValueError("--train-ids, --val-ids: give them to the evaluation, not in --train-flags")
     test_ids = None if config.transductive else test
     if config.from_scratch:
-        sizes = replace(second.model, embedding_dim=first.model.embedding_dim, asv_layers=first.model.asv_layers)
+        sizes = replace(first.model, dropout=second.model.dropout)  # the encoder that stage 1 would have trained
         second = replace(second, pretrained=None, freeze_base=False, model=sizes)
     elif config.pretrained is not None:
         second = replace(second, pretrained=config.pretrained)

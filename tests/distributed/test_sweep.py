@@ -16,12 +16,13 @@ from ray import tune
 from ray_tools import wait_until_freed
 
 from aam.cli import parse
-from aam.config import PretrainConfig, SweepConfig, TrainConfig
+from aam.config import PretrainConfig, SweepConfig, TargetConfig, TrainConfig
 from aam.distributed.checkpoints import find_best
 from aam.distributed.search import search_space
+from aam.distributed.sweep import run_sweep
 from aam.distributed.trials import trial_name, with_settings
 from conftest import ROOT
-from runs import pretrain_config
+from runs import pretrain_config, train_config
 
 
 def space_of(config, *search, **flags):
@@ -64,6 +65,13 @@ def test_what_a_sweep_draws_from(config):
 def test_searches_that_cannot_be(config, search, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         space_of(config, search)
+
+
+def test_a_sweep_says_that_its_trials_have_no_ensemble(synthetic_folder, tmp_path, capsys):
+    config = train_config(synthetic_folder, tmp_path, target=TargetConfig(target="gradient", ensemble=True))
+    with pytest.raises(ValueError, match="did you mean 'dropout'"):  # before anything is trained
+        run_sweep(SweepConfig(stage="train", search=("drop_out=0..1",)), config)
+    assert "trials train the network alone" in capsys.readouterr().out
 
 
 def test_settings_of_a_trial(config, tmp_path):
