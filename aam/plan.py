@@ -114,10 +114,12 @@ def make_plan(
     is_open = config.data.max_bp is None and base is None
     dataset = prepare(config.data, max_bp=None if is_open else sizes.max_bp, use_tree=use_tree)
     split, targets, notes = choose_samples(config, dataset, contract.rarefy_depth)
-    if is_open and dataset.longest > sizes.max_bp:
-        notes.append(f"--max-bp {dataset.longest}: the longest sequence of the table")
-        sizes = dataclasses.replace(sizes, max_bp=dataset.longest)
-        contract = dataclasses.replace(contract, max_bp=dataset.longest)
+    # Of the table: a stage without the tree, or a prediction, keeps sequences that the tree lacks.
+    longest = len(dataset.manifest["longest_sequence"])
+    if is_open and longest > sizes.max_bp:
+        notes.append(f"--max-bp {longest}: the longest sequence of the table")
+        sizes = dataclasses.replace(sizes, max_bp=longest)
+        contract = dataclasses.replace(contract, max_bp=longest)
     if pretrained is not None:
         notes += _seen_by_base(base_record, split)
     _check_sizes(split, config, use_tree)
@@ -156,10 +158,12 @@ def make_plan(
 
 def _seen_by_base(record: dict[str, Any] | None, split: Split) -> list[str]:
     """Say which samples that are held back from training the base was trained on."""
-    trained = set() if record is None else set(record["split"]["train"])
+    if record is None:
+        return []
+    trained, chose = set(record["split"]["train"]), set(record["split"]["val"])
     notes = []
-    for part, ids in (("test", split.test), ("validation", split.val)):
-        seen = len(trained.intersection(ids))
+    for part, ids, known in (("test", split.test, trained | chose), ("validation", split.val, trained)):
+        seen = len(known.intersection(ids))
         if seen:
             notes.append(
                 f"{seen} of {len(ids)} {part} samples were in the training of the base (UniFrac and nucleotides, no "

@@ -72,11 +72,30 @@ def test_a_model_is_made_for_the_longest_sequence_of_its_table(synthetic_folder,
     # What was asked for, and what a model was trained for, stay limits.
     assert f"give --max-bp {longest}" in refusal(pretrain(folder, cache_dir=tmp_path / "cache", max_bp=150))
     base = make_plan(pretrain(synthetic_folder)).spec
-    assert "longer than 150 nt" in refusal(train(folder, cache_dir=tmp_path / "cache"), (Path("base"), base))
+    assert f"has {longest} nt, more than 150" in refusal(
+        train(folder, cache_dir=tmp_path / "cache"), (Path("base"), base)
+    )
     assert (
         make_plan(train(folder, cache_dir=tmp_path / "cache"), (Path("base"), plan.spec)).spec.encoder
         == plan.spec.encoder
     )
+
+
+def test_a_sequence_that_the_tree_lacks_counts_too_as_stage_2_reads_it(synthetic_folder, tmp_path):
+    folder = tmp_path / "one_longer"
+    folder.mkdir()
+    table = biom.load_table(str(synthetic_folder / "table.biom"))
+    rarest = min(table.ids("observation"), key=lambda s: table.data(s, "observation").sum())
+    ids = {s: s + "ACGTT" * 24 * (s == rarest) for s in table.ids("observation")}
+    with h5py.File(folder / "table.biom", "w") as file:
+        table.update_ids(ids, axis="observation", inplace=False).to_hdf5(file, "test")
+    for name in ("tree.nwk", "metadata.tsv"):
+        (folder / name).write_bytes((synthetic_folder / name).read_bytes())
+    first = make_plan(pretrain(folder, cache_dir=tmp_path / "cache"))
+    assert any("the tree lacks 1 of" in note for note in first.notes)
+    assert first.spec.encoder.max_bp == len(ids[rarest]) > 150
+    second = make_plan(train(folder, tree=None, cache_dir=tmp_path / "cache"), (Path("base"), first.spec))
+    assert ids[rarest] in second.dataset.sequences
 
 
 def pretrained_spec(folder: Path) -> tuple[Path, ModelSpec]:

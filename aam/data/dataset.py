@@ -76,11 +76,6 @@ class PreparedDataset:
         """uint16 [ASVs]: tokens of each with its START."""
         return _chunk(_read(self.folder / "asvs.arrow")["length"]).to_numpy()
 
-    @property
-    def longest(self) -> int:
-        """Nucleotides of the longest sequence."""
-        return int(self.lengths.max()) - 1
-
     @cached_property
     def sequences(self) -> list[str]:
         """The sequence of each ASV."""

@@ -59,11 +59,12 @@ def prepare(config: DataConfig, *, max_bp: int | None, use_tree: bool) -> Prepar
         "metadata": config.metadata,
     }
     hashes = {name: content_hash(path) for name, path in sources.items() if path is not None}
-    settings = {"max_missing": config.max_missing_from_tree, "version": FORMAT_VERSION}
+    settings = {"max_missing_from_tree": config.max_missing_from_tree, "version": FORMAT_VERSION}
     key = hashlib.sha256(json.dumps({**hashes, **settings}, sort_keys=True).encode()).hexdigest()[:16]
     folder = (config.cache_dir or default_cache()) / f"dataset-{key}"
     if not (folder / MANIFEST).exists():
         table = read_table(config.table, config.sequences)
+        longest = max(table.sequences, key=len)
         notes, paths = list(table.notes), None
         if use_tree:
             table, paths, tree_notes = _place_in_tree(table, config)
@@ -78,6 +79,7 @@ def prepare(config: DataConfig, *, max_bp: int | None, use_tree: bool) -> Prepar
             "sha256": hashes,
             "samples": len(table.sample_ids),
             "asvs": len(table.sequences),
+            "longest_sequence": longest,
             "reads": int(table.counts.sum()),
             "has_tree": use_tree,
             "dropped_samples": table.dropped_samples,
@@ -85,11 +87,11 @@ def prepare(config: DataConfig, *, max_bp: int | None, use_tree: bool) -> Prepar
         }
         _write(folder, table, paths, metadata, manifest)
     dataset = PreparedDataset(folder)
-    if max_bp is not None and dataset.longest > max_bp:
-        too_long = [s for s in dataset.sequences if len(s) > max_bp]
+    longest = dataset.manifest["longest_sequence"]
+    if max_bp is not None and len(longest) > max_bp:
         raise ValueError(
-            f"{config.table}: {len(too_long)} of {len(dataset.sequences)} sequences are longer than {max_bp} nt, the "
-            f"first: {short(too_long[0])}; give --max-bp {dataset.longest} when pre-training, or trim the sequences"
+            f"{config.table}: its longest sequence, {short(longest)}, has {len(longest)} nt, more than {max_bp}; give "
+            f"--max-bp {len(longest)} when pre-training, or trim the sequences"
         )
     return dataset
 

@@ -18,8 +18,8 @@ def caveats(outcomes: Sequence[Outcome], group_column: str | None) -> list[str]:
         Column whose values are the groups.
     """
     tested = {(o.repeat, s) for o in outcomes for s in o.found.sample_ids}
-    seen = {(o.repeat, s) for o in outcomes if o.base_record is not None
-            for s in set(o.base_record["split"]["train"]).intersection(o.found.sample_ids)}  # fmt: skip
+    seen = {(o.repeat, s) for o in outcomes if o.base_record is not None for part in ("train", "val")
+            for s in set(o.base_record["split"][part]).intersection(o.found.sample_ids)}  # fmt: skip
     lines = []
     if seen:
         lines.append(
