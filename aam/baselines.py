@@ -6,7 +6,7 @@ None is tuned, none reads sequences or the tree, and all take the reads of the w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy import sparse
@@ -21,13 +21,11 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from aam.config import Baseline
 from aam.data.composition import centred_log_ratios
 from aam.data.dataset import PreparedDataset
 
-BASELINES_REGRESSION = ("mean", "depth", "ridge", "random_forest", "gradient_boosting")
-BASELINES_CLASSES = ("majority", "depth", "logistic", "random_forest", "gradient_boosting")
-"""`depth` knows how many reads a sample has, and no microbe: what it can predict may be the sequencing's doing."""
-
+_OF_NUMBERS, _OF_CLASSES = {"mean", "ridge", "random_forest_third"}, {"majority", "logistic"}
 TOP_FEATURES = 500
 """Most prevalent ASVs, which the linear models and gradient boosting are given."""
 RIDGE_PENALTIES = np.logspace(-2, 5, 15)
@@ -35,8 +33,12 @@ RIDGE_PENALTIES = np.logspace(-2, 5, 15)
 
 
 def baseline_names(*, classifier: bool) -> tuple[str, ...]:
-    """Names of the baselines for classes, or for a number."""
-    return BASELINES_CLASSES if classifier else BASELINES_REGRESSION
+    """Names of the baselines for classes, or for a number.
+
+    `depth` knows how many reads a sample has, and no microbe: what it can predict may be the sequencing's doing.
+    `random_forest` looks at the square root of the number of ASVs for each split, `random_forest_third` at a third.
+    """
+    return tuple(name for name in get_args(Baseline) if name not in (_OF_NUMBERS if classifier else _OF_CLASSES))
 
 
 def reads_of(dataset: PreparedDataset, sample_ids: Sequence[str]) -> sparse.csr_array:
@@ -48,11 +50,6 @@ def reads_of(dataset: PreparedDataset, sample_ids: Sequence[str]) -> sparse.csr_
     return sparse.csr_array((reads, asvs, offsets), shape=(len(cells), len(dataset.sequences)))
 
 
-def relative_abundances(dataset: PreparedDataset, sample_ids: Sequence[str]) -> sparse.csr_array:
-    """Reads of each ASV over those of the sample, unrarefied: float32 [n, ASVs]."""
-    return _relative(reads_of(dataset, sample_ids))
-
-
 def fit_predict(
     name: str,
     train_x: sparse.csr_array,
@@ -60,6 +57,7 @@ def fit_predict(
     other_x: sparse.csr_array,
     *,
     classes: tuple[str, ...] = (),
+    balanced: bool = False,
     seed: int = 0,
     jobs: int | None = None,
 ) -> np.ndarray:
@@ -68,13 +66,15 @@ def fit_predict(
     Parameters
     ----------
     name : str
-        One of `BASELINES_REGRESSION`; with classes, of `BASELINES_CLASSES`.
+        One of `baseline_names`.
     train_x, other_x : csr_array of int [n, ASVs]
         Reads, as of `reads_of`.
     train_y : ndarray [n]
         Numbers, or names of classes.
     classes : tuple of str
         All classes in the order wanted; empty for a number.
+    balanced : bool
+        Classes weigh inversely to their frequency, as with `--class-weights balanced`.
     seed : int
         Of the forest.
     jobs : int, optional
@@ -87,7 +87,7 @@ def fit_predict(
     """
     assert name in baseline_names(classifier=bool(classes)), name
     train, other = _features(name, train_x, other_x)
-    model = _model(name, bool(classes), seed, jobs).fit(train, train_y)
+    model = _model(name, bool(classes), "balanced" if balanced else None, seed, jobs).fit(train, train_y)
     if not classes:
         return np.asarray(model.predict(other), dtype=np.float64)
     known = model.predict_proba(other)
@@ -107,7 +107,7 @@ def _features(name: str, train: sparse.csr_array, other: sparse.csr_array) -> tu
         return train, other  # not looked at
     if name == "depth":
         return np.log(train.sum(axis=1))[:, None], np.log(other.sum(axis=1))[:, None]
-    if name == "random_forest":
+    if name.startswith("random_forest"):
         return _relative(train), _relative(other)
     prevalence = np.asarray(train.astype(bool).sum(axis=0))
     top = np.argsort(-prevalence, kind="stable")[:TOP_FEATURES]
@@ -116,17 +116,21 @@ def _features(name: str, train: sparse.csr_array, other: sparse.csr_array) -> tu
     return centred_log_ratios(train[:, top].toarray()), centred_log_ratios(other[:, top].toarray())
 
 
-def _model(name: str, classifier: bool, seed: int, jobs: int | None) -> Any:
+def _model(name: str, classifier: bool, class_weight: str | None, seed: int, jobs: int | None) -> Any:
     """An estimator with its fixed settings."""
+    weights: dict[str, Any] = {"class_weight": class_weight} if classifier else {}
     if name in ("mean", "majority"):
         return DummyClassifier(strategy="prior") if classifier else DummyRegressor()
     if name == "ridge":
         return make_pipeline(StandardScaler(), RidgeCV(alphas=RIDGE_PENALTIES))
     if name == "logistic":
-        return make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=2000))
-    if name in ("depth", "random_forest"):
-        forest: Any = RandomForestClassifier if classifier else RandomForestRegressor
-        least = 5 if name == "depth" else 1  # of one feature, a tree would learn each sample by heart
-        return forest(n_estimators=500, max_features="sqrt", min_samples_leaf=least, random_state=seed, n_jobs=jobs)
-    boosting = HistGradientBoostingClassifier if classifier else HistGradientBoostingRegressor
-    return boosting(max_iter=300, learning_rate=0.05, random_state=seed)
+        return make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=2000, **weights))
+    if name == "gradient_boosting":
+        boosting = HistGradientBoostingClassifier if classifier else HistGradientBoostingRegressor
+        return boosting(max_iter=300, learning_rate=0.05, random_state=seed, **weights)
+    forest: Any = RandomForestClassifier if classifier else RandomForestRegressor
+    least = 5 if name == "depth" else 1  # of one feature, a tree would learn each sample by heart
+    looked_at = 1 / 3 if name == "random_forest_third" else "sqrt"
+    return forest(
+        n_estimators=500, max_features=looked_at, min_samples_leaf=least, random_state=seed, n_jobs=jobs, **weights
+    )

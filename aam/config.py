@@ -15,6 +15,9 @@ from typing import Any, Literal, NewType
 Location = NewType("Location", str)
 """A path, or a URI that pyarrow.fs knows: s3://bucket/runs, gs://bucket/runs."""
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
+Baseline = Literal[
+    "mean", "majority", "depth", "ridge", "logistic", "random_forest", "random_forest_third", "gradient_boosting"
+]
 
 DEFAULT_MAX_BP = 150
 DEFAULT_RAREFY_DEPTH = 1000
@@ -586,7 +589,8 @@ class EvaluateConfig:
     json: Path | None = None
     """File for all scores as JSON, for scripts."""
     checkpoint: Location | None = None
-    """Finished stage 2 run to score on the test samples that it kept back (run.json); nothing is trained then."""
+    """Finished stage 2 run to score on the test samples that it kept back (run.json), or on those of --test-ids.
+    Nothing is trained then; --table, --target and other id files must be the run's."""
     seeds: int = 1
     """Models to train, with --seed and the seeds after it; all on the same split."""
     folds: int | None = None
@@ -604,9 +608,7 @@ class EvaluateConfig:
     label_fraction: float = 1.0
     """Share of the training samples whose target stage 2 and the baselines may use, drawn by --seed; stage 1 trains on
     all. For learning curves."""
-    skip_baselines: tuple[
-        Literal["mean", "majority", "depth", "ridge", "logistic", "random_forest", "gradient_boosting"], ...
-    ] = ()
+    skip_baselines: tuple[Baseline, ...] = ()
     """Baselines to do without; gradient_boosting may take minutes."""
     pretrain_flags: str = ""
     """More flags for stage 1, in quotes: --pretrain-flags "--epochs 50 --lr 1e-3"."""
@@ -647,8 +649,15 @@ class EvaluateConfig:
             "--test-ids is needed beside --train-ids and --val-ids: the scores are on those samples",
         )
         if self.checkpoint is not None:
-            _require(
-                not listed and data.table is None and self.folds is None and self.seeds == 1 and not self.transductive,
-                "--checkpoint scores a finished run on its own table and split: leave out --table and other sources, "
-                "id files, --test-fraction, --folds, --seeds and --transductive",
-            )
+            trains = {
+                "--folds": self.folds is not None,
+                "--test-fraction": data.test_fraction > 0,
+                "--transductive": self.transductive,
+                "--pretrained": self.pretrained is not None,
+                "--from-scratch": self.from_scratch,
+                "--label-fraction": self.label_fraction < 1,
+                "--pretrain-flags": bool(self.pretrain_flags) and self.preset is None,
+                "--train-flags": bool(self.train_flags) and self.preset is None,
+            }
+            given = ", ".join(flag for flag, is_given in trains.items() if is_given)
+            _require(not given, f"--checkpoint scores a finished run and trains nothing: leave out {given}")

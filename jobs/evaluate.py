@@ -1,7 +1,9 @@
 """Score a model on test samples beside simple baselines."""
 
 import json
+import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
@@ -16,7 +18,7 @@ def run(config: EvaluateConfig) -> None:
     from aam.distributed.evaluation import evaluate
     from aam.evaluation.results import to_json, to_markdown, to_table
 
-    found = evaluate(config)
+    found = replace(evaluate(config), command=shlex.join(["python", "jobs/evaluate.py", *sys.argv[1:]]))
     folder = config.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     text = to_markdown(found)

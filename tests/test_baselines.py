@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from sklearn.preprocessing import StandardScaler
 
-from aam.baselines import RIDGE_PENALTIES, baseline_names, fit_predict, reads_of, relative_abundances
+from aam.baselines import RIDGE_PENALTIES, baseline_names, fit_predict, reads_of
 from aam.config import DataConfig
 from aam.data.dataset import PreparedDataset
 from aam.data.prepare import prepare
@@ -44,15 +44,12 @@ def halves(dataset):
     return parts
 
 
-def test_reads_and_shares_are_those_of_the_table(dataset, synthetic_folder):
+def test_reads_are_those_of_the_table(dataset, synthetic_folder):
     table = read_table(synthetic_folder / "table.biom", None)
     ids = table.sample_ids[5:2:-1]
     at = [table.sequences.index(sequence) for sequence in dataset.sequences]
     counts = table.counts.toarray()[5:2:-1][:, at]
     np.testing.assert_array_equal(reads_of(dataset, ids).toarray(), counts)
-    shares = relative_abundances(dataset, ids)
-    assert shares.dtype == np.float32
-    np.testing.assert_allclose(shares.toarray(), counts / counts.sum(axis=1, keepdims=True), rtol=1e-6)
 
 
 def features(halves, name: str) -> list:
@@ -61,7 +58,7 @@ def features(halves, name: str) -> list:
     shares = [(counts / counts.sum(axis=1, keepdims=True)).astype(np.float32) for counts in dense]
     if name == "depth":
         return [np.log(counts.sum(axis=1, keepdims=True)) for counts in dense]
-    if name == "random_forest":
+    if name.startswith("random_forest"):
         return [sparse.csr_array(part) for part in shares]  # trees draw features of dense ones in another order
     top = np.argsort(-(dense[0] > 0).sum(axis=0), kind="stable")[:500]
     if name == "gradient_boosting":
@@ -78,6 +75,7 @@ def features(halves, name: str) -> list:
         ("ridge", RidgeCV(alphas=RIDGE_PENALTIES)),
         ("depth", RandomForestRegressor(500, min_samples_leaf=5, random_state=3)),
         ("random_forest", RandomForestRegressor(500, max_features="sqrt", random_state=3)),
+        ("random_forest_third", RandomForestRegressor(500, max_features=1 / 3, random_state=3)),
         ("gradient_boosting", HistGradientBoostingRegressor(max_iter=300, learning_rate=0.05, random_state=3)),
     ],
 )
@@ -107,6 +105,18 @@ def test_probabilities_are_what_scikit_learn_says_in_the_order_asked_for(halves,
     assert tuple(estimator.classes_) == CLASSES
     np.testing.assert_allclose(said[:, [2, 3, 0]], direct)
     assert not said[:, 1].any(), "no training sample is of this class"
+
+
+@pytest.mark.parametrize("name", ["logistic", "depth", "random_forest", "gradient_boosting"])
+def test_balanced_classes_weigh_inversely_to_their_frequency(halves, name):
+    (_, train, _, classes), (_, other, _, _) = halves
+    frequent = np.flatnonzero(classes != "soil")[:40]
+    rows = np.concatenate([frequent, np.flatnonzero(classes == "soil")[:4]])
+    said = {
+        balanced: fit_predict(name, train[rows], classes[rows], other, classes=CLASSES, balanced=balanced)
+        for balanced in (False, True)
+    }
+    assert said[True][:, 2].sum() > said[False][:, 2].sum(), "the rare one is taken more seriously"
 
 
 def test_mean_and_majority(halves):

@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import binomtest, wilcoxon
 
 from aam.baselines import fit_predict, reads_of
-from aam.config import DataConfig, EvaluateConfig, LoopConfig, TargetConfig
-from aam.distributed.evaluation import plan_parts, stages_of
-from aam.evaluation.folds import draw_folds
+from aam.config import DataConfig, EvaluateConfig, Location, LoopConfig, ModelConfig, TargetConfig
+from aam.distributed.evaluation import check_asked, plan_parts, stages_of
+from aam.evaluation.folds import draw_folds, draw_once
 from aam.evaluation.outcome import Outcome, model_runs, scored_samples
 from aam.evaluation.results import assess
 from aam.evaluation.scores import Samples, compare, score
@@ -272,6 +272,7 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
         plan = fit_here(settings_of)
         (settings_of.output_dir / "run.json").write_text(json.dumps(plan.describe(settings_of)))
     flags = ["--checkpoint", tmp_path / "2", "--output-dir", tmp_path / "e", "--json", tmp_path / "s.json",
+             "--table", data.table, "--metadata", data.metadata, "--target", "gradient", "--seeds", "3",
              "--skip-baselines", "gradient_boosting", "random_forest"]  # fmt: skip
     done = run_here("evaluate.py", *flags)
     assert done.returncode == 0, done.stderr
@@ -287,7 +288,7 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
     expected = regression_metrics(truth[table.index], said[table.index])
     assert {name: found["model"][name] for name in expected} == pytest.approx(expected)
     numbers_of = plan.dataset.metadata.loc[plan.split.train, "gradient"].to_numpy(float)
-    assert set(found["baselines"]) == {"mean", "depth", "ridge"}
+    assert set(found["baselines"]) == {"mean", "depth", "ridge", "random_forest_third"}
     for name, scores in found["baselines"].items():
         reads = [reads_of(plan.dataset, ids) for ids in (plan.split.train, table.index)]
         direct = fit_predict(name, reads[0], numbers_of, reads[1])
@@ -296,13 +297,83 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
         assert low < scores["mae"] < high
         against = scores["model_minus_baseline"]["difference"]
         assert against == pytest.approx(found["model"]["mae"] - scores["mae"])
-    seen = len(set(json.loads((tmp_path / "1" / "run.json").read_text())["split"]["train"]) & set(plan.split.test))
+    of_base = json.loads((tmp_path / "1" / "run.json").read_text())["split"]
+    seen = len({*of_base["train"], *of_base["val"]} & set(plan.split.test))
     assert seen > 0
     caveat = found["caveats"][0]
     assert caveat.startswith(f"TRANSDUCTIVE: stage 1 was trained, without labels, on {seen} of the {len(truth)}")
     text = (tmp_path / "e" / "evaluation.md").read_text()
     assert caveat in text
+    assert f"a finished run, {tmp_path / '2'}: nothing was trained here" in text
+    assert found["command"].startswith(f"python jobs/evaluate.py --checkpoint {tmp_path / '2'} --output-dir ")
+    assert found["command"] in text
     assert text in run_here("evaluate.py", *flags).stdout, "the same again, from baselines that were kept"
+
+
+def test_what_is_asked_of_a_finished_run_must_be_what_it_has(synthetic_folder, tmp_path):
+    config = train_config(synthetic_folder, tmp_path, data=data_config(synthetic_folder, test_fraction=0.3))
+    record = make_plan(config).describe(config)
+    split = record["split"]
+    files = {part: write_ids(tmp_path / part, [*ids, "9"]) for part, ids in split.items()}
+
+    def ask(*, target="gradient", classifier=False, **data) -> None:
+        loss = TargetConfig(target=target, classifier=classifier)
+        check_asked(EvaluateConfig(checkpoint=Location("run"), data=DataConfig(**data), loss=loss), record)
+
+    given = {"table": config.data.table, "metadata": config.data.metadata, "tree": config.data.tree}
+    ask(**given, train_ids=files["train"], val_ids=files["val"], test_ids=files["test"])
+    changed = change_metadata(synthetic_folder, tmp_path, lambda frame: frame.drop(columns="site"))
+    for wrong, words in (
+        ({**given, "metadata": changed}, "metadata.tsv: run was trained on another"),
+        ({"target": "site", "classifier": True}, "run predicts 'gradient', not 'site' as classes"),
+        ({"train_ids": files["val"], "val_ids": files["val"], "test_ids": files["test"]}, "trained on another split"),
+        ({"test_ids": files["val"]}, f"run was trained with {len(split['val'])} of its samples"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ask(**wrong)
+    with pytest.raises(ValueError, match="trains nothing: leave out --folds, --from-scratch"):
+        EvaluateConfig(checkpoint=Location("run"), folds=3, from_scratch=True)
+
+
+def test_a_group_that_is_not_known_is_told_before_anything_is_trained(synthetic_folder, tmp_path):
+    def forget(frame: pd.DataFrame) -> None:
+        frame.loc[frame.index[3], "subject"] = ""
+
+    metadata = change_metadata(synthetic_folder, tmp_path, forget)
+    drawn = make_plan(train_config(synthetic_folder, tmp_path, data=data_config(synthetic_folder, test_fraction=0.3)))
+    files = {f"{part}_ids": write_ids(tmp_path / part, getattr(drawn.split, part)) for part in ("train", "val", "test")}
+    config = settings(synthetic_folder, tmp_path, data=data_config(synthetic_folder, metadata=metadata, **files))
+    with pytest.raises(ValueError, match=r"column 'subject' has no value for 1 samples .*: fill it in"):
+        plan_parts(config)
+
+
+def test_a_drawn_test_part_has_all_classes_and_whole_groups():
+    of, label = dict(zip(IDS, GROUPS, strict=True)), dict(zip(IDS, LABELS, strict=True))
+    for seed in range(5):
+        fractions = {"test_fraction": 0.3, "val_fraction": 0.3}
+        split = draw_once(IDS, **fractions, seed=seed, groups=GROUPS, classes=LABELS)
+        parts = [split.train, split.val, split.test]
+        assert sorted(sample for part in parts for sample in part) == IDS
+        assert sum(len({of[s] for s in part}) for part in parts) == len(set(GROUPS))
+        assert {label[s] for s in split.test} == {"a", "b", "c"}
+        alone = draw_once(IDS, **fractions, seed=seed, classes=LABELS)
+        assert [sum(label[s] == name for s in alone.test) for name in "abc"] == [6, 6, 6]
+
+
+def test_an_encoder_from_scratch_is_the_one_that_stage_1_would_train(synthetic_folder, tmp_path):
+    sizes = {"model": ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=2, asv_layers=1, kmer=4)}
+    own = {"train_flags": "--attention-layers 1 --dropout 0.3"}
+    config = settings(synthetic_folder, tmp_path, label_fraction=0.5, from_scratch=True, **sizes, **own)
+    [part] = plan_parts(config)
+    first, second = stages_of(config, part, 0)
+    spec = make_plan(second).spec
+    assert replace(spec.encoder, dropout=0.1) == make_plan(first).spec.encoder
+    assert spec.encoder.dropout == 0.3
+    assert not spec.freeze_base
+    whole = plan_parts(replace(config, label_fraction=1.0, output_dir=tmp_path / "whole"))[0]
+    assert set(part.split.train) < set(whole.split.train)
+    assert len(part.split.train) == round(len(whole.split.train) / 2)
+    assert (part.split.val, part.split.test, part.pretrain) == (whole.split.val, whole.split.test, whole.pretrain)
 
 
 def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster, synthetic_folder, tmp_path):

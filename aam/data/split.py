@@ -148,12 +148,17 @@ def draw_split(
 
 
 def draw_test(
-    sample_ids: Sequence[str], *, test_fraction: float, seed: int, groups: Sequence[str] | None = None
+    sample_ids: Sequence[str],
+    *,
+    test_fraction: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> list[str]:
-    """Draw test samples, whole groups where those are given.
+    """Draw test samples, whole groups where those are given, stratified where classes are.
 
-    What is drawn depends on the samples and the seed alone: not on their order, and on no target. Who draws from all
-    samples of a table gets the same in each stage, whatever that stage drops afterwards.
+    What is drawn does not depend on their order. Who draws from all samples of a table, without classes, gets the same
+    in each stage, whatever that stage drops afterwards.
 
     Parameters
     ----------
@@ -163,8 +168,8 @@ def draw_test(
         Share of them; by groups, as near as those allow.
     seed : int
         The same seed draws the same samples.
-    groups : sequence of str, optional
-        Group of each sample.
+    groups, classes : sequence of str, optional
+        Group and class of each sample.
 
     Raises
     ------
@@ -172,7 +177,7 @@ def draw_test(
         Where there are too few samples or groups.
     """
     try:
-        return _draw(sample_ids, test_fraction, seed, groups)[1]
+        return _draw(sample_ids, test_fraction, seed, groups, classes)[1]
     except ValueError as error:
         raise ValueError(
             f"cannot draw test samples (--test-fraction {test_fraction:g}) of {len(sample_ids)} samples: {error}; "

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from aam.baselines import baseline_names
 from aam.config import DataConfig, EvaluateConfig, Location, PipelineConfig, PredictConfig, PretrainConfig, TrainConfig
 from aam.data.draw import generator
+from aam.data.files import some
 from aam.data.sources import content_hash
 from aam.data.split import Split, read_ids
 from aam.distributed.checkpoints import find_best, home_of, run_record
 from aam.distributed.pipeline import plan_stages
 from aam.distributed.run import run
 from aam.distributed.storage import join
+from aam.ensemble.ensemble import MEMBERS
 from aam.evaluation.caveats import caveats, what_was_done
-from aam.evaluation.folds import draw_folds
-from aam.evaluation.outcome import Outcome, baseline_runs, column_of, model_runs, scored_samples
+from aam.evaluation.folds import draw_folds, draw_once
+from aam.evaluation.outcome import (
+    Outcome,
+    baseline_runs,
+    check_groups,
+    column_of,
+    model_runs,
+    network_runs,
+    scored_samples,
+)
 from aam.evaluation.results import Evaluation, assess
 from aam.plan import RunPlan, make_plan, with_builtin_data
 from aam.predict import predict, source_of
@@ -65,10 +76,27 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         samples,
         model_runs(samples, outcomes),
         {name: baseline_runs(samples, outcomes, name, seed=seed, folder=kept) for name in names},
+        network=network_runs(samples, outcomes),
         seed=seed,
         caveats=caveats(outcomes, group_column),
-        notes=[what_was_done(outcomes, config.folds, config.repeats), *notes],
+        notes=[what_was_done(outcomes, config.folds, config.repeats), *_how_trained(config), *notes],
     )
+
+
+def _how_trained(config: EvaluateConfig) -> list[str]:
+    """What is not the usual way."""
+    if config.checkpoint is not None:
+        return [
+            f"a finished run, {config.checkpoint}: nothing was trained here, and --preset and --seeds change nothing"
+        ]
+    notes = []
+    if config.from_scratch:
+        notes.append("without stage 1: the encoder learned from the labels alone (--from-scratch)")
+    if config.label_fraction < 1:
+        notes.append(
+            f"--label-fraction {config.label_fraction:g} of the training samples; the validation samples are all there"
+        )
+    return notes
 
 
 def _finished(config: EvaluateConfig) -> Outcome:
@@ -76,13 +104,54 @@ def _finished(config: EvaluateConfig) -> Outcome:
     record = run_record(config.checkpoint)
     if record is None:
         raise ValueError(f"{config.checkpoint}: no run.json there, which names its samples; give the run folder")
-    return _outcome(config, config.checkpoint, repeat=1, fold=1, seed=record["config"]["loop"]["seed"])
+    check_asked(config, record)
+    if config.data.test_ids is not None:
+        record["split"]["test"] = read_ids(config.data.test_ids)
+    return _outcome(config, config.checkpoint, record, repeat=1, fold=1, seed=record["config"]["loop"]["seed"])
 
 
-def _outcome(config: EvaluateConfig, location: str, *, repeat: int, fold: int, seed: int) -> Outcome:
-    """What a finished run says of its test samples."""
-    record = run_record(location)
-    assert record is not None
+def check_asked(config: EvaluateConfig, record: dict[str, Any]) -> None:
+    """Refuse sources, samples and a target that are not those of a finished run.
+
+    Parameters
+    ----------
+    config : EvaluateConfig
+        What is asked for, with `checkpoint`.
+    record : dict
+        `run.json` of the run.
+
+    Raises
+    ------
+    ValueError
+        Where something differs.
+    """
+    run, loss = config.checkpoint, record["config"]["loss"]
+    for name, digest in record["dataset"]["sha256"].items():
+        path = getattr(config.data, name)
+        if path is not None and content_hash(path) != digest:
+            raise ValueError(f"--{name} {path}: {run} was trained on another; leave it out, or give that one")
+    if config.loss.target is not None:
+        asked, had = (config.loss.target, config.loss.classifier), (loss["target"], loss["classifier"])
+        if asked != had:
+            kinds = [f"{name!r}{' as classes' if is_class else ''}" for name, is_class in (asked, had)]
+            raise ValueError(f"--target: {run} predicts {kinds[1]}, not {kinds[0]}")
+    split = record["split"]
+    for part, path in (("train", config.data.train_ids), ("val", config.data.val_ids)):
+        strange = [] if path is None else sorted(set(split[part]) - {*read_ids(path)})
+        if strange:
+            raise ValueError(f"{path}: {run} was trained on another split: {some(strange)} are not in it")
+    if config.data.test_ids is not None:
+        known = [s for s in read_ids(config.data.test_ids) if s in {*split["train"], *split["val"]}]
+        if known:
+            raise ValueError(
+                f"{config.data.test_ids}: {run} was trained with {len(known)} of its samples: {some(known)}"
+            )
+
+
+def _outcome(
+    config: EvaluateConfig, location: str, record: dict[str, Any], *, repeat: int, fold: int, seed: int
+) -> Outcome:
+    """What a finished run says of the test samples in its record."""
     asked = PredictConfig(
         checkpoint=Location(location),
         output=config.output_dir / "predictions.tsv",
@@ -91,8 +160,12 @@ def _outcome(config: EvaluateConfig, location: str, *, repeat: int, fold: int, s
         base_cache=config.loop.base_cache,
         cache_dir=config.data.cache_dir,
     )
-    found = predict(asked, checkpoint.load(find_best(location)), record).predictions
+    loaded = checkpoint.load(find_best(location))
+    found, alone, weights = predict(asked, loaded, record).predictions, None, {}
     assert found is not None, "stage 2 has a target"
+    if loaded.ensemble is not None:
+        alone = predict(asked, replace(loaded, ensemble=None), record).predictions
+        weights = {name: float(w) for name, w in zip(MEMBERS, loaded.ensemble.member_weights, strict=True)}
     for name in ("table", "metadata"):
         path = source_of(record, name)
         if path is not None and content_hash(path) != record["dataset"]["sha256"][name]:
@@ -105,6 +178,8 @@ def _outcome(config: EvaluateConfig, location: str, *, repeat: int, fold: int, s
         found=found,
         record=record,
         base_record=None if base is None else run_record(base),
+        alone=alone,
+        member_weights=weights,
     )
 
 
@@ -133,10 +208,12 @@ def _train_all(config: EvaluateConfig) -> list[Outcome]:
             print(f"\n{' '.join([part.name, f'seed {seed}', stage]).strip()}", flush=True)
             run(of_stage)
     # After all are trained: a GPU that this process has used has less memory for workers.
-    return [
-        _outcome(config, home_of(second), repeat=part.repeat, fold=part.fold, seed=seed)
-        for part, seed, _, second in planned
-    ]
+    outcomes = []
+    for part, seed, _, second in planned:
+        home, record = home_of(second), run_record(home_of(second))
+        assert record is not None, "it has just been trained"
+        outcomes.append(_outcome(config, home, record, repeat=part.repeat, fold=part.fold, seed=seed))
+    return outcomes
 
 
 def plan_parts(config: EvaluateConfig) -> list[Part]:
@@ -152,16 +229,18 @@ def plan_parts(config: EvaluateConfig) -> list[Part]:
     """
     stages = _two_stages(config, config.data, config.output_dir / f"seed-{config.loop.seed}", config.loop.seed)
     first, second = stages
-    if config.folds is not None:
-        second = replace(second, data=replace(second.data, test_fraction=0.0))
-    plan = _plan_without_base(first, second)
+    # What is drawn is drawn below, by class too; runs without an evaluation draw before they know of a target.
+    plan = _plan_without_base(first, replace(second, data=replace(second.data, test_fraction=0.0)))
     column, source = config.data.group_column, config.data.metadata
     assert source is not None
     ids = plan.dataset.sample_ids
     groups = None if column is None else column_of(plan.dataset, ids, column, source, is_class=True)
+    if groups is not None:  # known after training, it would be known too late
+        assert column is not None
+        check_groups(groups, [*plan.split.train, *plan.split.val, *plan.split.test], column, source)
     parts = []
     for repeat in range(1, config.repeats + 1):
-        splits = [plan.split] if config.folds is None else _folds(config, plan, groups, config.loop.seed + repeat - 1)
+        splits = _splits(config, plan, second.data.test_fraction, groups, config.loop.seed + repeat - 1)
         for fold, split in enumerate(splits, start=1):
             more = [] if config.data.train_ids is not None else _unlabelled(plan, split, groups, config.data.test_ids)
             held = split.test if config.transductive else []
@@ -185,16 +264,21 @@ def _name(config: EvaluateConfig, repeat: int, fold: int) -> str:
     return f"repeat-{repeat}/fold-{fold}" if config.repeats > 1 else f"fold-{fold}"
 
 
-def _folds(config: EvaluateConfig, plan: RunPlan, groups: dict[str, str] | None, seed: int) -> list[Split]:
-    assert config.folds is not None
+def _splits(
+    config: EvaluateConfig, plan: RunPlan, test_fraction: float, groups: dict[str, str] | None, seed: int
+) -> list[Split]:
+    """Those of id files, of folds, or one that is drawn."""
+    data = config.data
+    if data.train_ids is not None or data.test_ids is not None:
+        return [plan.split]
     usable = [*plan.split.train, *plan.split.val]
+    of_groups = None if groups is None else [groups[s] for s in usable]
+    classes = [plan.targets[s] for s in usable] if config.loss.classifier else None
+    if config.folds is None:
+        fractions = {"test_fraction": test_fraction, "val_fraction": data.val_fraction}
+        return [draw_once(usable, **fractions, seed=seed, groups=of_groups, classes=classes)]
     return draw_folds(
-        usable,
-        folds=config.folds,
-        val_fraction=config.data.val_fraction,
-        seed=seed,
-        groups=None if groups is None else [groups[s] for s in usable],
-        classes=[plan.targets[s] for s in usable] if config.loss.classifier else None,
+        usable, folds=config.folds, val_fraction=data.val_fraction, seed=seed, groups=of_groups, classes=classes
     )
 
 

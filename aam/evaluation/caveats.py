@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from aam.evaluation.outcome import Outcome
 
 
@@ -23,8 +25,8 @@ def caveats(outcomes: Sequence[Outcome], group_column: str | None) -> list[str]:
     lines = []
     if seen:
         lines.append(
-            f"TRANSDUCTIVE: stage 1 was trained, without labels, on {len(seen)} of the {len(tested)} test samples, "
-            "which no baseline has met: new samples may be predicted less well"
+            f"TRANSDUCTIVE: stage 1 was trained, without labels, on {len(seen)} of the {len(tested)} test samples, or "
+            "chose its best epoch by them; no baseline has met them: new samples may be predicted less well"
         )
     untold = sum(o.base_record is None and o.record["config"]["pretrained"] is not None for o in outcomes)
     if untold:
@@ -48,12 +50,17 @@ def _of_training_groups(outcome: Outcome, group_column: str) -> list[str]:
 
 
 def what_was_done(outcomes: Sequence[Outcome], folds: int | None, repeats: int) -> str:
-    """Sizes of the split; of folds, those of the first."""
+    """Sizes of the split, of folds those of the first; and what the members of ensembles count."""
     split = outcomes[0].record["split"]
     sizes = f"{len(split['train'])} samples to train on, {len(split['val'])} to choose the best epoch by"
-    if folds is None:
+    if folds is not None:
+        again = f", drawn {repeats} times" if repeats > 1 else ""
+        sizes = (
+            f"{folds} folds{again}: each sample is predicted by models that were trained without it; in the first, "
+            f"{sizes}"
+        )
+    weights = [outcome.member_weights for outcome in outcomes if outcome.member_weights]
+    if not weights:
         return sizes
-    again = f", drawn {repeats} times" if repeats > 1 else ""
-    return (
-        f"{folds} folds{again}: each sample is predicted by models that were trained without it; in the first, {sizes}"
-    )
+    shares = (f"{name.replace('_', ' ')} {np.mean([w[name] for w in weights]):.2f}" for name in weights[0])
+    return f"{sizes}; the model is an ensemble, weighed on average: {', '.join(shares)}"

@@ -1,4 +1,4 @@
-"""K-fold splits: each sample is a test sample once, with all of its group."""
+"""Splits of an evaluation, grouped and stratified: K folds, each sample once a test sample, or one that is drawn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
-from aam.data.split import Split, draw_split
+from aam.data.split import Split, draw_split, draw_test
 
 _ATTEMPTS = 20
 """Draws of validation samples until training samples have all the classes."""
@@ -67,6 +67,51 @@ def draw_folds(
             )
         splits.append(Split(train=drawn.train, val=drawn.val, test=ids[held].tolist()))
     return splits
+
+
+def draw_once(
+    usable: Sequence[str],
+    *,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Split:
+    """Draw test samples, and validation samples from the rest, as `draw_folds` does.
+
+    Parameters
+    ----------
+    usable : sequence of str
+        Sample ids.
+    test_fraction, val_fraction : float
+        Share of all samples, and of those left.
+    seed : int
+        The same seed draws the same samples.
+    groups, classes : sequence of str, optional
+        Group and class of each sample.
+
+    Raises
+    ------
+    ValueError
+        Where there are too few samples, groups or members of a class.
+    """
+    test = draw_test(usable, test_fraction=test_fraction, seed=seed, groups=groups, classes=classes)
+    held = set(test)
+    rest = [i for i, sample in enumerate(usable) if sample not in held]
+    drawn = _draw_validation(
+        [usable[i] for i in rest],
+        val_fraction,
+        seed,
+        None if groups is None else [groups[i] for i in rest],
+        None if classes is None else [classes[i] for i in rest],
+    )
+    if drawn is None:
+        raise ValueError(
+            f"--test-fraction {test_fraction:g}: in {_ATTEMPTS} draws, the validation samples always had a class that "
+            "the training samples lack; give another --seed or --val-fraction, or leave rare classes out"
+        )
+    return Split(train=drawn.train, val=drawn.val, test=test)
 
 
 def _held_out(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from aam.data.files import some
 from aam.data.metadata import numeric_column, text_column
 from aam.evaluation.scores import Samples
 from aam.predict import Predictions, source_of
-from aam.training.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,10 @@ class Outcome:
     """run.json"""
     base_record: dict[str, Any] | None
     """run.json of its stage 1."""
+    alone: Predictions | None = None
+    """What its network says alone, where it is one of an ensemble."""
+    member_weights: dict[str, float] = field(default_factory=dict)
+    """What each member of the ensemble counts."""
 
     def truth(self, sample_ids: Sequence[str]) -> dict[str, Any]:
         """Target of those samples that have one."""
@@ -50,18 +53,29 @@ class Outcome:
             Where one has none.
         """
         found = column_of(self.found.dataset, sample_ids, column, self._metadata(), is_class=True)
-        without = [sample for sample in sample_ids if sample not in found]
-        if without:
-            raise ValueError(
-                f"{self._metadata()}: column {column!r} has no value for {len(without)} samples ({some(without)}), "
-                "which --group-column needs: fill it in"
-            )
+        check_groups(found, sample_ids, column, self._metadata())
         return found
 
     def _metadata(self) -> Path:
         source = source_of(self.record, "metadata")
         assert source is not None, "stage 2 had a target"
         return source
+
+
+def check_groups(groups: dict[str, str], sample_ids: Iterable[str], column: str, source: Path) -> None:
+    """Refuse samples without a group.
+
+    Raises
+    ------
+    ValueError
+        Where there are any.
+    """
+    without = [sample for sample in sample_ids if sample not in groups]
+    if without:
+        raise ValueError(
+            f"{source}: column {column!r} has no value for {len(without)} samples ({some(without)}), "
+            "which --group-column needs: fill it in"
+        )
 
 
 def column_of(
@@ -125,11 +139,18 @@ def _by_value(of: dict[str, str]) -> dict[str, list[str]]:
 
 def model_runs(samples: Samples, outcomes: Sequence[Outcome]) -> dict[tuple[int, int], np.ndarray]:
     """What the models of each repeat and seed say, the folds together: numbers [N] or probabilities [N, classes]."""
+    return _joined(
+        samples,
+        outcomes,
+        lambda outcome: _said(outcome.found, samples.classes),
+        lambda outcome: (outcome.repeat, outcome.seed),
+    )
 
-    def said(outcome: Outcome) -> np.ndarray:
-        return _said(outcome.found.target, outcome.found, samples.classes)
 
-    return _joined(samples, outcomes, said, lambda outcome: (outcome.repeat, outcome.seed))
+def network_runs(samples: Samples, outcomes: Sequence[Outcome]) -> list[np.ndarray]:
+    """What the networks of ensembles say alone, as `model_runs`; none where a run has no ensemble."""
+    alone = [replace(outcome, found=outcome.alone) for outcome in outcomes if outcome.alone is not None]
+    return [*model_runs(samples, alone).values()] if len(alone) == len(outcomes) else []
 
 
 def baseline_runs(
@@ -171,11 +192,11 @@ def _joined(
     return found
 
 
-def _said(target: Target, found: Predictions, classes: tuple[str, ...]) -> np.ndarray:
+def _said(found: Predictions, classes: tuple[str, ...]) -> np.ndarray:
     if found.probabilities is None:
         return np.array(found.values, dtype=np.float64)
     wide = np.zeros((len(found.sample_ids), len(classes)))  # another fold may have more classes
-    wide[:, [classes.index(name) for name in target.classes]] = found.probabilities
+    wide[:, [classes.index(name) for name in found.target.classes]] = found.probabilities
     return wide
 
 
@@ -184,7 +205,8 @@ def _trained_baseline(name: str, outcome: Outcome, classes: tuple[str, ...], see
     dataset, train, test = outcome.found.dataset, outcome.record["split"]["train"], outcome.found.sample_ids
     truth = outcome.truth(train)
     values = [truth[sample] for sample in train]
-    key = [name, seed, sklearn.__version__, dataset.folder.name, train, values, test, classes]
+    balanced = bool(outcome.found.target.class_weights)
+    key = [name, seed, balanced, sklearn.__version__, dataset.folder.name, train, values, test, classes]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     place = folder / f"{name}-{digest}.npy"
     if not place.exists():
@@ -195,6 +217,7 @@ def _trained_baseline(name: str, outcome: Outcome, classes: tuple[str, ...], see
             np.array(values),
             reads_of(dataset, test),
             classes=classes,
+            balanced=balanced,
             seed=seed,
             jobs=-1,
         )

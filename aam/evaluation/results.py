@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from aam.baselines import TOP_FEATURES
 from aam.evaluation.scores import RESAMPLES, Comparison, Samples, Scores, compare, mean_scores, score
 
 FEW_GROUPS = 10
@@ -25,6 +27,8 @@ class Evaluation:
     """Repeat and seed of each run of the model."""
     seed_average: dict[str, float]
     """Scores of the mean prediction of all seeds; empty for one seed."""
+    network: Scores | None
+    """Of the network alone, where the model is an ensemble."""
     baselines: dict[str, Scores]
     comparisons: dict[str, Comparison]
     """Of the model with each baseline."""
@@ -33,6 +37,8 @@ class Evaluation:
     notes: list[str]
     predictions: pd.DataFrame
     """Truth, and what was said, of each sample."""
+    command: str = ""
+    """That does it again."""
 
 
 def assess(
@@ -41,6 +47,7 @@ def assess(
     model: dict[tuple[int, int], np.ndarray],
     baselines: dict[str, dict[int, np.ndarray]],
     *,
+    network: Sequence[np.ndarray] = (),
     seed: int,
     caveats: list[str],
     notes: list[str],
@@ -57,6 +64,8 @@ def assess(
         Repeat and seed to what that run says.
     baselines : dict
         Name to repeat to what that baseline says.
+    network : sequence of ndarray
+        What the network of each run says alone, where the model is an ensemble.
     seed : int
         Of the bootstrap.
     caveats, notes : list of str
@@ -70,6 +79,7 @@ def assess(
         model=score(samples, said, weights),
         runs=list(model),
         seed_average=_seed_average(samples, model),
+        network=score(samples, [*network], weights) if network else None,
         baselines={name: score(samples, runs, weights) for name, runs in others.items()},
         comparisons={name: compare(samples, said, runs, weights) for name, runs in others.items()},
         caveats=[*caveats, *_of_depth(samples, others, weights)],
@@ -119,9 +129,10 @@ def _notes(samples: Samples, baselines: int) -> list[str]:
     lines.insert(0, f"in brackets: 95 % bootstrap interval over test {over}, {RESAMPLES} resamples; not over training")
     if baselines:
         lines.append(
-            "the baselines are not tuned: fixed settings, relative or log-ratio abundances of the unrarefied table, "
-            "trained on the training samples; the validation samples, which chose the best epoch of the model, go "
-            "to none of them"
+            "the baselines are not tuned: fixed settings, all reads; random forests on the shares of all ASVs, the "
+            f"others on the {TOP_FEATURES} most prevalent; classes weigh as the model's do. They were trained on the "
+            "training samples alone: the validation samples, by which the model chose its best epoch, and an ensemble "
+            "the weights of its members, went to none of them"
         )
         if samples.groups is not None:
             lines.append(
@@ -161,6 +172,7 @@ def to_json(found: Evaluation) -> dict[str, Any]:
     model = {**_plain(found.model), "seeds": runs}
     if found.seed_average:
         model["seed_average"] = found.seed_average
+    network = {} if found.network is None else {"network": _plain(found.network)}
     baselines = {}
     for name, scores in found.baselines.items():
         of_repeats = {"repeats": scores.runs} if len(scores.runs) > 1 else {}
@@ -172,9 +184,11 @@ def to_json(found: Evaluation) -> dict[str, Any]:
         "classes": list(found.samples.classes),
         "samples": len(found.samples.ids),
         "groups": None if groups is None else len(np.unique(groups)),
+        "command": found.command,
         "caveats": found.caveats,
         "notes": found.notes,
         "model": model,
+        **network,
         "baselines": baselines,
     }
 
@@ -187,7 +201,8 @@ def _plain(scores: Scores) -> dict[str, Any]:
 def to_table(found: Evaluation) -> pd.DataFrame:
     """A row for each metric of each predictor, and of each run of the model."""
     rows = []
-    for name, scores in {"model": found.model, **found.baselines}.items():
+    alone = {} if found.network is None else {"network": found.network}
+    for name, scores in {"model": found.model, **alone, **found.baselines}.items():
         for metric, value in scores.mean.items():
             low, high = scores.interval.get(metric, (None, None))
             rows.append((name, None, None, metric, value, low, high, scores.spread.get(metric)))
@@ -206,6 +221,7 @@ def to_markdown(found: Evaluation) -> str:
         _score_table(found),
         _comparison_table(found) if found.comparisons else "",
         "\n".join(f"- {note}" for note in found.notes),
+        f"```bash\n{found.command}\n```" if found.command else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -230,6 +246,8 @@ def _score_table(found: Evaluation) -> str:
             lines.append(row(f"model, {which}", scores))
     if found.seed_average:
         lines.append(row("model, prediction averaged over seeds", found.seed_average))
+    if found.network is not None:
+        lines.append(row("its network alone", found.network.mean, found.network.interval))
     lines += [row(name, scores.mean, scores.interval) for name, scores in found.baselines.items()]
     return "\n".join(lines)
 

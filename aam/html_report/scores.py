@@ -120,7 +120,16 @@ def baselines(run: Run) -> Html:
     seed = run.record["config"]["loop"]["seed"]
     scores = {part: {"this model": scored.scores()} for part, scored in parts.items()}
     for name in names:
-        said = fit_predict(name, train_x, train_y, other_x, classes=target.classes, seed=seed, jobs=-1)
+        said = fit_predict(
+            name,
+            train_x,
+            train_y,
+            other_x,
+            classes=target.classes,
+            balanced=bool(target.class_weights),
+            seed=seed,
+            jobs=-1,
+        )
         for (part, scored), values in zip(parts.items(), np.split(said, ends), strict=True):
             scores[part][_BASELINES[name]] = scored.scores(values)
     how_many = f"all {len(trained)}" if len(chosen) == len(trained) else f"{len(chosen)}, drawn, of {len(trained)}"

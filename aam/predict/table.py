@@ -53,8 +53,8 @@ def choose(
     for sample in wanted:
         if sample not in dataset.row:
             skipped[sample] = dataset.manifest["dropped_samples"].get(sample, "not in the table")
-        elif (reads := dataset.depths[dataset.row[sample]]) < depth:
-            skipped[sample] = f"{reads} reads, fewer than {depth}"
+        elif dataset.depths[dataset.row[sample]] < depth:
+            skipped[sample] = f"fewer than {depth} reads"
         else:
             enough.append(sample)
     if not enough:
@@ -97,9 +97,9 @@ def what_is_new(dataset: PreparedDataset, sample_ids: Iterable[str], record: dic
         missing = "no run.json beside the checkpoint" if folder is None else f"the run's dataset {folder} is gone"
         return [f"how many of these ASVs the model was trained on cannot be told: {missing}"]
     training = PreparedDataset(folder)
-    seen = reads_of(training, record["split"]["train"]) > 0
+    seen = _total_reads(training, record["split"]["train"]) > 0
     trained = {training.sequences[i] for i in np.flatnonzero(seen)}
-    reads = reads_of(dataset, sample_ids)
+    reads = _total_reads(dataset, sample_ids)
     here = np.flatnonzero(reads)
     new = [i for i in here if dataset.sequences[i] not in trained]
     share = reads[new].sum() / reads.sum()
@@ -114,7 +114,7 @@ def what_is_new(dataset: PreparedDataset, sample_ids: Iterable[str], record: dic
     return [found]
 
 
-def reads_of(dataset: PreparedDataset, sample_ids: Iterable[str]) -> np.ndarray:
+def _total_reads(dataset: PreparedDataset, sample_ids: Iterable[str]) -> np.ndarray:
     """Reads of each ASV that samples have, int64 [ASVs]."""
     total = np.zeros(len(dataset.lengths), dtype=np.int64)
     for sample in sample_ids:
