@@ -21,6 +21,7 @@ from aam.ensemble import fit
 from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
 from aam.ensemble.forest import weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
+from aam.html_report.write import write_report
 from aam.predict import predict
 from aam.training import checkpoint
 from aam.training.targets import Target, TargetTransform
@@ -214,6 +215,12 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
               (("together", said), ("network", network))}  # fmt: skip
     for who, error in errors.items():
         assert error == pytest.approx(loaded.ensemble.scores[who], rel=1e-4), who
+
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    page = write_report(tmp_path / "run").read_text()
+    assert "chose the best epoch, and how much each member of the ensemble counts; nothing else" in page
+    share = loaded.ensemble.member_weights[MEMBERS.index("network")]
+    assert f"of the network alone, which counts {share:.0%} in the ensemble" in page
 
     kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
     assert kept["SampleID"].tolist() == said.sample_ids

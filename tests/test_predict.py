@@ -16,8 +16,10 @@ import torch
 from aam.config import DataConfig, LoopConfig, PredictConfig, TargetConfig, TrainConfig
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
+from aam.plan import make_plan
+from aam.predict.table import what_is_new
 from aam.training import checkpoint
-from runs import TINY, fit_here, pretrain_config, train_config
+from runs import TINY, data_config, fit_here, pretrain_config, train_config
 from tensors import random_sequences
 
 
@@ -208,3 +210,20 @@ def test_artifacts_with_hashed_ids_and_a_table_of_another_region(run_here, synth
     run_here("predict.py", *flags[2:], "--checkpoint", stages[1], "--table", synthetic_folder / "table.biom")
     direct = pd.read_csv(tmp_path / "p.tsv", sep="\t", dtype={0: str}).set_index("SampleID")
     pd.testing.assert_frame_equal(direct, expected)
+
+
+@pytest.mark.parametrize("depth", [0, 200])
+def test_samples_shallower_than_all_in_training_are_counted_where_all_reads_count(synthetic_folder, tmp_path, depth):
+    config = train_config(synthetic_folder, tmp_path, data=data_config(synthetic_folder, rarefy_depth=depth))
+    plan = make_plan(config)
+    depths = dict(zip(plan.dataset.sample_ids, plan.dataset.depths.tolist(), strict=True))
+    order = sorted(depths, key=depths.__getitem__)
+    record = plan.describe(config)
+    record["split"]["train"] = order[5:]
+    least = depths[order[5]]
+    shallow = sum(reads < least for reads in depths.values())
+    assert shallow > 0
+    said = f"{shallow} of {len(order)} samples have fewer reads than any training sample ({least})"
+    found = what_is_new(plan.dataset, order, record)
+    assert any(note.startswith(said) for note in found) == (depth == 0)
+    assert len(what_is_new(plan.dataset, order[5:], record)) == 1

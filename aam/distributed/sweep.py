@@ -23,11 +23,12 @@ from aam.distributed.checkpoints import (
     reported,
 )
 from aam.distributed.cluster import connect, most_concurrent, scaling_config
-from aam.distributed.run import RunFailedError, history, plan_run, say
+from aam.distributed.run import RunFailedError, history, plan_run, report, say
 from aam.distributed.search import search_space
 from aam.distributed.storage import join, read_json, write_text
 from aam.distributed.summary import train_command
 from aam.distributed.trials import Outcome, Search, fit_trials, with_settings
+from aam.html_report import REPORT
 from aam.plan import RunPlan, check_resumable
 from aam.training.checkpoint import CONFIG
 from aam.training.figures import sweep_figure
@@ -61,8 +62,6 @@ def run_sweep(sweep: SweepConfig, config: RunConfig) -> str:
     home = home_of(config)
     record = read_json(join(home, SWEEP))
     resume = _resumes(sweep, config, record, home)
-    if (sweep.grace_period or 0) > config.loop.epochs:
-        raise ValueError(f"--grace-period {sweep.grace_period} is more than --epochs {config.loop.epochs}")
     if isinstance(config, TrainConfig) and config.loss.ensemble:
         print(
             "note: trials train the network alone; for --ensemble, train once more with the best trial's settings",
@@ -73,6 +72,8 @@ def run_sweep(sweep: SweepConfig, config: RunConfig) -> str:
         for value in getattr(domain, "categories", ()):
             with_settings(config, {name: value}, config.output_dir)
     plan = plan_run(config)
+    if (sweep.grace_period or 0) > plan.epochs:
+        raise ValueError(f"--grace-period {sweep.grace_period} is more than the {plan.epochs} epochs of a trial")
     say(plan)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     if record is None:
@@ -93,6 +94,9 @@ def run_sweep(sweep: SweepConfig, config: RunConfig) -> str:
     write_text(join(home, SWEEP), json.dumps({**record, "best": best}, indent=1))
     link(config.output_dir / "best", config.output_dir / TRIALS / best / "best")
     settings = next(outcome.settings for outcome in outcomes if outcome.name == best)
+    trial = with_settings(config, settings, config.output_dir / TRIALS / best)
+    if config.loop.report and not (trial.output_dir / REPORT).is_file():
+        report(trial, join(home, TRIALS, best))
     return _summary(table, best, settings, config)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aam.ensemble.ensemble import MEMBERS
 from aam.html_report.encoding import Encoded, attention, collect, outputs
 from aam.html_report.page import Html, element, facts, figure, join, paragraph
 from aam.html_report.pictures import effects
@@ -126,6 +127,7 @@ def importance(run: Run) -> Html:
     whose = "the target's head" if run.target else "the sample's summary"
     return join(
         [
+            *_of_network(run),
             paragraph(
                 f"Of {encoded.size} validation samples, the {len(found)} ASVs with the most attention in the pooling "
                 f"of {whose}, in the order of their effect. Two measures, of different things:"
@@ -154,6 +156,18 @@ def importance(run: Run) -> Html:
             element("ol", *(_item(run, i, asv) for i, asv in enumerate(found, start=1)), class_="asvs"),
         ]
     )
+
+
+def _of_network(run: Run) -> list[Html]:
+    """What is said here of an ensemble."""
+    if run.best.ensemble is None:
+        return []
+    share = run.best.ensemble.member_weights[MEMBERS.index("network")]
+    text = (
+        f"All of this is of the network alone, which counts {share:.0%} in the ensemble: what its forests and its "
+        "linear model look at is not in it."
+    )
+    return [element("p", text, class_="warning")]
 
 
 def _effect(run: Run) -> str:

@@ -31,7 +31,7 @@ def predictions(run: Run) -> Html:
     """Predicted and true values of validation and test samples, apart from each other."""
     parts = [
         element("h3", f"Validation: {len(run.validation.sample_ids)} samples"),
-        paragraph("These samples chose the best epoch; nothing was fitted to them."),
+        paragraph(f"These samples chose {_chosen_by_validation(run)}; nothing else was fitted to them."),
         *_of_part(run.validation, BLUE),
     ]
     if run.test is not None:
@@ -41,6 +41,10 @@ def predictions(run: Run) -> Html:
             *_of_part(run.test, GREEN),
         ]
     return join(parts)
+
+
+def _chosen_by_validation(run: Run) -> str:
+    return "the best epoch" + (", and how much each member of the ensemble counts" if run.best.ensemble else "")
 
 
 def _left_out(run: Run, test: Scored) -> list[str]:
@@ -137,7 +141,7 @@ def baselines(run: Run) -> Html:
         [
             paragraph(
                 f"Simple models, not tuned, trained on {how_many} training samples, with all reads of a sample. "
-                "The validation samples chose this model's best epoch and nothing of theirs."
+                f"The validation samples chose {_chosen_by_validation(run)} of this model, and nothing of theirs."
             ),
             *(_beside_each_other(part, len(parts[part].sample_ids), rows) for part, rows in scores.items()),
         ]

@@ -111,7 +111,23 @@ def what_is_new(dataset: PreparedDataset, sample_ids: Iterable[str], record: dic
                 f", nor is any ASV of the table in the training's; its ASVs are {lengths[0]} nt long (median), the "
                 f"training's {lengths[1]}: another primer region or trim length? The model was not trained for these"
             )
-    return [found]
+    return [found, *_depths(dataset, sample_ids, training, record)]
+
+
+def _depths(
+    dataset: PreparedDataset, sample_ids: Iterable[str], training: PreparedDataset, record: dict[str, Any]
+) -> list[str]:
+    """Say what samples are shallower than all that the model was trained on, where it reads all reads of each."""
+    if record["spec"]["contract"]["rarefy_depth"]:
+        return []
+    least = training.depths[[training.row[s] for s in record["split"]["train"]]].min()
+    depths = dataset.depths[[dataset.row[s] for s in sample_ids]]
+    shallow = int((depths < least).sum())
+    if not shallow:
+        return []
+    return [
+        f"{shallow} of {len(depths)} samples have fewer reads than any training sample ({least}): predicted with care"
+    ]
 
 
 def _total_reads(dataset: PreparedDataset, sample_ids: Iterable[str]) -> np.ndarray:

@@ -144,6 +144,7 @@ def test_a_sweep_that_was_killed_goes_on(run_job, run_here, synthetic_folder, tm
     table = pd.read_csv(folder / "trials.tsv", sep="\t", index_col="trial")
     assert list(table["ended"]) == ["all epochs", "all epochs", "stopped by ASHA"]
     assert list(table["token_limit"]) == [20, 40, 20]
+    assert [path.parent.name for path in folder.rglob("report.html")] == [table["val_loss"].idxmin()]
     for trial, row in table.iterrows():
         history = rows(folder / "trials" / str(trial))
         # One that is stopped may have logged an epoch that it did not report any more.
