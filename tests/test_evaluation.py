@@ -398,3 +398,26 @@ def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster,
     again = run_here("evaluate.py", *flags)
     assert again.stdout.count("finished already") == 2
     assert json.loads((tmp_path / "s.json").read_text()) == found
+
+
+def test_folds_from_scratch_on_half_of_the_labels(run_here, ray_cluster, synthetic_folder, tmp_path):
+    files = {"table": "table.biom", "tree": "tree.nwk", "metadata": "metadata.tsv"}
+    flags = [*(f"--{name}={synthetic_folder / file}" for name, file in files.items()),
+             "--group-column=subject", "--target=site", "--classifier", "--class-weights=balanced", "--folds=2",
+             "--from-scratch", "--label-fraction=0.5", "--epochs=1", "--batch-size=32", "--no-report",
+             "--embedding-dim=16", "--attention-heads=2", "--attention-layers=1", "--kmer=3", "--rarefy-depth=200",
+             "--skip-baselines", "gradient_boosting", "random_forest"]  # fmt: skip
+    done = run_here("evaluate.py", *flags, f"--output-dir={tmp_path / 'e'}", f"--json={tmp_path / 's.json'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "s.json").read_text())
+    records = [json.loads((tmp_path / "e" / fold / "seed-0" / "stage2" / "run.json").read_text())
+               for fold in ("fold-1", "fold-2")]  # fmt: skip
+    tested = [sample for record in records for sample in record["split"]["test"]]
+    assert len(tested) == len(set(tested)) == found["samples"]
+    assert [record["pretrained"] for record in records] == [None, None]
+    assert not (tmp_path / "e" / "fold-1" / "seed-0" / "stage1").exists()
+    text = (tmp_path / "e" / "evaluation.md").read_text()
+    for note in ("2 folds: each sample is predicted by models", "without stage 1: the encoder learned from the labels",
+                 "--label-fraction 0.5 of the training samples"):  # fmt: skip
+        assert note in text
+    assert set(found["baselines"]) == {"majority", "depth", "logistic"}
