@@ -166,8 +166,8 @@ def _seen_by_base(record: dict[str, Any] | None, split: Split) -> list[str]:
         seen = len(known.intersection(ids))
         if seen:
             notes.append(
-                f"{seen} of {len(ids)} {part} samples were in the training of the base (UniFrac and nucleotides, no "
-                "labels): figures on them are transductive"
+                f"{seen} of {len(ids)} {part} samples trained the base or chose its best epoch (UniFrac and "
+                "nucleotides, no labels): figures on them are transductive"
             )
     return notes
 
