@@ -401,8 +401,7 @@ def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster,
 
 
 def test_folds_from_scratch_on_half_of_the_labels(run_here, ray_cluster, synthetic_folder, tmp_path):
-    files = {"table": "table.biom", "tree": "tree.nwk", "metadata": "metadata.tsv"}
-    flags = [*(f"--{name}={synthetic_folder / file}" for name, file in files.items()),
+    flags = [f"--table={synthetic_folder / 'table.biom'}", f"--metadata={synthetic_folder / 'metadata.tsv'}",
              "--group-column=subject", "--target=site", "--classifier", "--class-weights=balanced", "--folds=2",
              "--from-scratch", "--label-fraction=0.5", "--epochs=1", "--batch-size=32", "--no-report",
              "--embedding-dim=16", "--attention-heads=2", "--attention-layers=1", "--kmer=3", "--rarefy-depth=200",

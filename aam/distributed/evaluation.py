@@ -349,11 +349,15 @@ def stages_of(config: EvaluateConfig, part: Part, seed: int) -> tuple[PretrainCo
 def _two_stages(
     config: EvaluateConfig, data: DataConfig, folder: Path, seed: int
 ) -> tuple[PretrainConfig, TrainConfig]:
+    pretrain_flags = config.pretrain_flags
+    if (config.from_scratch or config.pretrained is not None) and data.tree is None:
+        # There is no stage 1 to train, and who trains none needs no tree.
+        pretrain_flags = f"{pretrain_flags} --base-weight 0"
     first, second, _ = plan_stages(
         PipelineConfig(
             preset=config.preset,
             output_dir=folder,
-            pretrain_flags=config.pretrain_flags,
+            pretrain_flags=pretrain_flags,
             train_flags=config.train_flags,
             freeze_base=config.freeze_base,
             data=data,
