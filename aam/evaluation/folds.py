@@ -42,31 +42,16 @@ def draw_folds(
     ValueError
         Where there are too few samples, groups or members of a class.
     """
-    order = np.argsort(np.asarray(usable))  # the order of the table must not matter
-    ids = np.asarray(usable)[order]
-    members = None if groups is None else np.asarray(groups)[order]
-    labels = None if classes is None else np.asarray(classes)[order]
+    ids, members, labels = _by_id(usable, groups, classes)
     kinds = {"samples": ids, f"groups of {len(ids)} samples": members}
     for what, values in kinds.items():
         if values is not None and len(np.unique(values)) < folds:
             raise ValueError(f"--folds {folds}: there are {len(np.unique(values))} {what} only; give fewer folds")
-    splits = []
-    for number, held in enumerate(_held_out(ids, folds, seed, members, labels), start=1):
-        rest = np.setdiff1d(np.arange(len(ids)), held)
-        drawn = _draw_validation(
-            ids[rest].tolist(),
-            val_fraction,
-            seed,
-            None if members is None else members[rest].tolist(),
-            None if labels is None else labels[rest].tolist(),
-        )
-        if drawn is None:
-            raise ValueError(
-                f"--folds {folds}: fold {number}: in {_ATTEMPTS} draws, the validation samples always had a class that "
-                "the training samples lack; give another --seed or --val-fraction, or leave rare classes out"
-            )
-        splits.append(Split(train=drawn.train, val=drawn.val, test=ids[held].tolist()))
-    return splits
+    fractions = {"val_fraction": val_fraction, "seed": seed}
+    return [
+        _with_validation(ids, held, members, labels, where=f"--folds {folds}: fold {number}", **fractions)
+        for number, held in enumerate(_held_out(ids, folds, seed, members, labels), start=1)
+    ]
 
 
 def draw_once(
@@ -96,22 +81,19 @@ def draw_once(
     ValueError
         Where there are too few samples, groups or members of a class.
     """
+    ids, members, labels = _by_id(usable, groups, classes)
     test = draw_test(usable, test_fraction=test_fraction, seed=seed, groups=groups, classes=classes)
-    held = set(test)
-    rest = [i for i, sample in enumerate(usable) if sample not in held]
-    drawn = _draw_validation(
-        [usable[i] for i in rest],
-        val_fraction,
-        seed,
-        None if groups is None else [groups[i] for i in rest],
-        None if classes is None else [classes[i] for i in rest],
-    )
-    if drawn is None:
-        raise ValueError(
-            f"--test-fraction {test_fraction:g}: in {_ATTEMPTS} draws, the validation samples always had a class that "
-            "the training samples lack; give another --seed or --val-fraction, or leave rare classes out"
-        )
-    return Split(train=drawn.train, val=drawn.val, test=test)
+    held, where = np.flatnonzero(np.isin(ids, test)), f"--test-fraction {test_fraction:g}"
+    return _with_validation(ids, held, members, labels, where=where, val_fraction=val_fraction, seed=seed)
+
+
+def _by_id(
+    usable: Sequence[str], groups: Sequence[str] | None, classes: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Ids in their order, for that of the table must not matter, with their groups and classes."""
+    order = np.argsort(np.asarray(usable))
+    members, labels = (None if values is None else np.asarray(values)[order] for values in (groups, classes))
+    return np.asarray(usable)[order], members, labels
 
 
 def _held_out(
@@ -130,13 +112,26 @@ def _held_out(
     return [np.flatnonzero(np.isin(unit, held)) for _, held in splitter.split(units)]
 
 
-def _draw_validation(
-    rest: list[str], val_fraction: float, seed: int, groups: list[str] | None, classes: list[str] | None
-) -> Split | None:
-    """Training and validation samples; none where validation always has a class that training lacks."""
+def _with_validation(
+    ids: np.ndarray,
+    held: np.ndarray,
+    members: np.ndarray | None,
+    labels: np.ndarray | None,
+    *,
+    val_fraction: float,
+    seed: int,
+    where: str,
+) -> Split:
+    """Test samples, the rows held out; and training and validation samples, drawn from the others."""
+    rows = np.setdiff1d(np.arange(len(ids)), held)
+    rest = ids[rows].tolist()
+    groups, classes = (None if values is None else values[rows].tolist() for values in (members, labels))
     of = {} if classes is None else dict(zip(rest, classes, strict=True))
     for attempt in range(_ATTEMPTS):
         drawn = draw_split(rest, val_fraction=val_fraction, seed=seed + 1000 * attempt, groups=groups, classes=classes)
         if {of[s] for s in drawn.val if s in of} <= {of[s] for s in drawn.train if s in of}:
-            return drawn
-    return None
+            return Split(train=drawn.train, val=drawn.val, test=ids[held].tolist())
+    raise ValueError(
+        f"{where}: in {_ATTEMPTS} draws, the validation samples always had a class that the training samples lack; "
+        "give another --seed or --val-fraction, or leave rare classes out"
+    )
