@@ -294,7 +294,7 @@ class PretrainLossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """Target and losses of stage 2."""
+    """Target, heads and losses of stage 2."""
 
     target: str | None = None
     """Metadata column to predict. [default with the built-in dataset: gradient]"""
@@ -309,6 +309,9 @@ class TargetConfig:
     are written beside it."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the cross entropy; balanced: inversely to their frequency."""
+    asv_groups: int = 256
+    """Groups of similar ASVs whose shares of a sample the target's head reads beside summaries of it. They start from
+    the ASVs of the training samples and are trained. 0: none."""
     ensemble: bool = False
     """When the network is trained, fit two forests and a linear model on ASVs and groups of ASVs with
     similar vectors, and predict by all, each weighted by how well it does on the validation samples. All are in the
@@ -326,6 +329,7 @@ class TargetConfig:
     def __post_init__(self) -> None:
         _require(self.count_weight is None or self.count_weight >= 0, "--count-weight must not be negative")
         _require(self.base_weight >= 0, "--base-weight must not be negative")
+        _require(self.asv_groups >= 0 and self.asv_groups != 1, "--asv-groups must be 0 or at least 2")
         _require(self.target_weight > 0, "--target-weight must be above 0")
         _require(0 < self.count_mask_fraction < 1, "--count-mask-fraction must be between 0 and 1")
         _require(

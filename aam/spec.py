@@ -89,6 +89,7 @@ def predictor_spec(spec: ModelSpec, config: TrainConfig, split: Split, targets: 
         dropout=spec.encoder.dropout,
         outputs=target.outputs,
         count_head=config.count_weight > 0,
+        asv_groups=loss.asv_groups,
     )
     return dataclasses.replace(spec, predictor=predictor, target=target, freeze_base=config.freeze_base)
 

@@ -12,14 +12,16 @@ from torch import nn
 
 from aam.config import LoopConfig
 from aam.data.batches import BatchPlan, build_batch
+from aam.data.composition import prevalent_asvs
 from aam.model.layers import Transformer
 from aam.model.sequence_encoder import SequenceEncoder
+from aam.model.sequence_predictor import SequencePredictor
 from aam.plan import RunPlan
 from aam.training import checkpoint
-from aam.training.base_cache import encoder_of
+from aam.training.base_cache import CHUNK, encode_asvs, encoder_of
 from aam.training.loop import Report, Task
 from aam.training.memory import clear_cache
-from aam.training.step import Objective
+from aam.training.step import Objective, autocast_of
 
 
 def build_task(
@@ -56,6 +58,8 @@ def build_task(
     encoder = encoder_of(model)
     if plan.weights.base > 0 and plan.pretrained is None:
         calibrate_distances(encoder, train, objective, device)
+    if isinstance(model, SequencePredictor) and model.target_groups is not None:
+        _place_groups(model, train, config)
     _freeze_unused(encoder, plan)
     encoder.asv_encoder.after_chunk = partial(clear_cache, config, "batch")
     for module in model.modules():
@@ -109,6 +113,21 @@ def calibrate_distances(encoder: SequenceEncoder, plan: BatchPlan, objective: Ob
     scale = min(scale, objective.distance_mean / apart.mean().item())
     nn.init.constant_(encoder.distance_log_scale, math.log(scale))
     nn.init.constant_(encoder.distance_offset, objective.distance_mean - scale * apart.mean().item())
+
+
+@torch.no_grad()
+def _place_groups(model: SequencePredictor, plan: BatchPlan, config: LoopConfig) -> None:
+    """Let the groups of ASVs start from those of the training samples; nothing of the target is used."""
+    dataset, chunk = plan.dataset, config.asv_chunk_size or CHUNK
+    known = prevalent_asvs(dataset.sample(dataset.row[sample_id])[0] for sample_id in plan.sample_ids)
+    was_training = model.base.training
+    model.base.eval()
+    autocast = autocast_of(config.precision, next(model.parameters()).device.type)
+    chunks = [known[i : i + chunk] for i in range(0, len(known), chunk)]
+    vectors = np.concatenate([encode_asvs(model.base, dataset, asvs, autocast) for asvs in chunks])
+    model.base.train(was_training)
+    assert model.target_groups is not None
+    model.target_groups.start_from(torch.from_numpy(vectors), config.seed)
 
 
 def _freeze_unused(encoder: SequenceEncoder, plan: RunPlan) -> None:

@@ -15,7 +15,7 @@ from aam.model.sizes import EncoderSizes, PredictorSizes
 SIZES = EncoderSizes(
     embedding_dim=16, attention_heads=2, attention_layers=2, asv_layers=2, dropout=0.0, kmer=3, max_bp=40
 )
-PREDICTOR = PredictorSizes(attention_layers=2, dropout=0.0)
+PREDICTOR = PredictorSizes(attention_layers=2, dropout=0.0, asv_groups=5)
 
 Sample = Sequence[tuple[int, int]]
 """Pairs of an ASV and its reads."""

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 PSEUDO_COUNT = 0.5
 """Added to all reads before their logarithm."""
+MOST_KNOWN = 3000
+"""ASVs that are grouped, the most prevalent; others count for those that they are near to."""
+LEAST_SAMPLES = 3
+"""Samples that an ASV must be in to be grouped, where any is in so many."""
+
+
+def prevalent_asvs(asvs_of_samples: Iterable[np.ndarray]) -> np.ndarray:
+    """ASVs that samples have often enough to say something of other samples.
+
+    Parameters
+    ----------
+    asvs_of_samples : iterable of ndarray of int
+        Distinct ASVs of each sample; at least one sample.
+
+    Returns
+    -------
+    ndarray of int
+        Ascending; at most `MOST_KNOWN`.
+    """
+    asvs, samples = np.unique(np.concatenate(list(asvs_of_samples)), return_counts=True)
+    often = samples >= min(LEAST_SAMPLES, samples.max())
+    asvs, samples = asvs[often], samples[often]
+    return np.sort(asvs[np.argsort(-samples, kind="stable")[:MOST_KNOWN]])
 
 
 def centred_log_ratios(reads: np.ndarray) -> np.ndarray:

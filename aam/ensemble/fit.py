@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
+from aam.data.composition import LEAST_SAMPLES, prevalent_asvs
 from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
 from aam.ensemble.forest import Forest
 from aam.ensemble.groups import Groups, log_shares
@@ -28,10 +29,6 @@ from aam.training.targets import Target
 
 TREES = 200
 """Of each forest."""
-MOST_KNOWN = 3000
-"""ASVs that are clustered, the most prevalent; others count for the one that they are nearest to."""
-LEAST_SAMPLES = 3
-"""Training samples that a known ASV or a group must be in."""
 PENALTY = 0.001
 """Of logistic regression, its C: the inverse of what coefficients cost."""
 SHARPNESS = 8.0
@@ -100,10 +97,7 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
 
 
 def _fit_groups(train: Part) -> Groups:
-    asvs, samples = np.unique(np.concatenate([asvs for asvs, _ in train.draws]), return_counts=True)
-    often = samples >= min(LEAST_SAMPLES, samples.max())
-    asvs, samples = asvs[often], samples[often]
-    known = np.sort(asvs[np.argsort(-samples, kind="stable")[:MOST_KNOWN]])
+    known = prevalent_asvs(asvs for asvs, _ in train.draws)
     return Groups.cluster(np.ascontiguousarray(train.vectors[known]))
 
 

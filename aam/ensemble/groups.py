@@ -13,8 +13,8 @@ import scipy.sparse as sp
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import cdist
 
-LEAST_SHARE = 1e-4
-"""Shares are told apart from about here upwards: a read in ten thousand."""
+from aam.model.asv_groups import LEAST_SHARE
+
 _ROWS = 2048
 """ASVs that are compared with the known ones at a time."""
 

@@ -32,6 +32,8 @@ class KnownOutputs:
 class EncoderOutput:
     """What a SequenceEncoder says of a batch."""
 
+    vectors: Tensor
+    """[U, D]: vectors of the distinct ASVs."""
     asvs: Tensor | None
     """[B, S, D]: vectors of the ASVs alone, without their sample; None where what follows from them is known and no
     abundance is masked: nobody reads them then."""
@@ -109,6 +111,7 @@ class SequenceEncoder(nn.Module):
         with torch.autocast(summary_BD.device.type, enabled=False):
             embedding_BD = self.embedding(summary_BD.float())
             return EncoderOutput(
+                vectors=vectors_UD,
                 asvs=asvs_BSD,
                 states=states_BSD,
                 summary=summary_BD,

@@ -1,6 +1,6 @@
 """Stage 2: a target head and a count head on a stage 1 encoder.
 
-Shape letters: B samples, S ASV slots, U distinct ASVs, D width, O outputs.
+Shape letters: B samples, S ASV slots, U distinct ASVs, D width, P groups of ASVs, O outputs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from aam.batch import Batch
+from aam.model.asv_groups import ASVGroups
+from aam.model.cpu import Dropout
 from aam.model.layers import AbundanceEmbedding, SampleSummary, Transformer
 from aam.model.sequence_encoder import EncoderOutput, KnownOutputs, SequenceEncoder
 from aam.model.sizes import PredictorSizes
@@ -30,6 +32,9 @@ class PredictorOutput:
 
 class SequencePredictor(nn.Module):
     """A SequenceEncoder with heads for a target and for masked abundances.
+
+    The target's head reads two summaries of a sample, that of the encoder and one of its own, and how much of it are
+    which groups of similar ASVs.
 
     The count head reads the vectors of the ASVs alone and the abundances that are left, by an encoder of its
     own, so that the target's head always sees all abundances, in training as in prediction.
@@ -52,7 +57,15 @@ class SequencePredictor(nn.Module):
         self.target_abundance = AbundanceEmbedding(dim)
         self.target_encoder = Transformer(dim, heads, sizes.attention_layers, sizes.dropout)
         self.target_summary = SampleSummary(dim, heads)
-        self.target_head = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, sizes.outputs))
+        self.target_norm, self.base_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.target_groups = ASVGroups(dim, sizes.asv_groups) if sizes.asv_groups else None
+        self.target_head = nn.Sequential(
+            Dropout(sizes.dropout),
+            nn.Linear(2 * dim + sizes.asv_groups, 2 * dim),
+            nn.GELU(),
+            Dropout(sizes.dropout),
+            nn.Linear(2 * dim, sizes.outputs),
+        )
         if sizes.count_head:
             self.count_abundance = AbundanceEmbedding(dim, hideable=True)
             self.count_encoder = Transformer(dim, heads, sizes.attention_layers, sizes.dropout)
@@ -76,7 +89,10 @@ class SequencePredictor(nn.Module):
         states_BSD = base.states + self.target_abundance(batch.log_abundance)
         states_BSD = self.target_encoder(states_BSD, batch.slot_mask)
         summary_BD = self.target_summary(states_BSD, batch.slot_mask, batch.log_abundance)
-        target_BO = self.target_head(torch.cat([summary_BD, base.summary], dim=-1)).float()
+        parts = [self.target_norm(summary_BD), self.base_norm(base.summary)]
+        if self.target_groups is not None:
+            parts.append(self.target_groups(base.vectors, batch.slot, batch.slot_mask, batch.log_abundance))
+        target_BO = self.target_head(torch.cat([part.float() for part in parts], dim=-1)).float()
         if batch.count_masked is None:
             return PredictorOutput(base=base, target=target_BO)
         abundance_BSD = self.count_abundance(batch.log_abundance, batch.count_masked)

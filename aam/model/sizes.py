@@ -29,4 +29,6 @@ class PredictorSizes:
     dropout: float = 0.1
     outputs: int = 1
     """1 for a number, else the number of classes."""
+    asv_groups: int = 256
+    """Groups of ASVs whose shares the target's head reads; 0: it does without."""
     count_head: bool = True
