@@ -138,8 +138,9 @@ def importance(run: Run) -> Html:
                     "li",
                     element("strong", "Attention"),
                     f" is the weight with which {whose} averages the ASVs of a sample, the mean of its heads and of "
-                    "all samples. It tells where the model looks, not what it makes of it; the summary also has sums "
-                    "and abundance-weighted means of all ASVs, of which attention says nothing.",
+                    "all samples. It tells where the model looks, not what it makes of it; of what else is read of a "
+                    "sample (sums and abundance-weighted means over its ASVs, and for a target the shares of groups of "
+                    "ASVs) it says nothing.",
                 ),
                 element(
                     "li",
