@@ -55,8 +55,8 @@ _ALL = (
             "lr": 3e-4,
             "dropout": 0.4,
             "weight_decay": 0.1,
-            "epochs": 20,
-            "max_updates": 1600,
+            "epochs": 60,  # 50 samples are too few updates an epoch to learn from in 20
+            "max_updates": 1000,
             "target_loss": "mae",
             "class_weights": "balanced",
         },
