@@ -150,10 +150,10 @@ def test_event_file_holds_scalars_histograms_and_pictures(synthetic_folder, tmp_
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     tags = events.Tags()
     assert {"train/total_loss", "val/mae", "val/r2", "lr", "throughput(samples/s)"} <= set(tags["scalars"])
-    assert "weights/target_head.0.weight" in tags["histograms"]
+    assert "weights/target_head.1.weight" in tags["histograms"]
     gradients = [tag for tag in tags["histograms"] if tag.startswith("gradients/")]
     assert "gradients/base.asv_encoder.token.weight" in gradients
-    spread = events.Histograms("gradients/target_head.0.weight")[-1].histogram_value
+    spread = events.Histograms("gradients/target_head.1.weight")[-1].histogram_value
     assert spread.max > spread.min, "gradients were cleared before they were written"
     assert {"val/target", "val/counts"} <= set(tags["images"])
     assert (tmp_path / "figures" / "target.png").stat().st_size > 1000
@@ -258,7 +258,7 @@ def test_frozen_base_is_untouched_and_the_heads_learn(synthetic_folder, tmp_path
         {k: v for k, v in after.items() if k.startswith("base.")},
     )
     assert_same_tensors(checkpoint.load(path).model.state_dict(), task.model.base.state_dict())
-    assert not torch.equal(before["target_head.0.weight"], after["target_head.0.weight"])
+    assert not torch.equal(before["target_head.1.weight"], after["target_head.1.weight"])
 
 
 def test_chunks_give_the_same_losses(synthetic_folder, tmp_path):

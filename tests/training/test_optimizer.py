@@ -93,7 +93,7 @@ def test_an_update_is_a_step_of_adamw():
         assert all(p.grad is None for p in model.parameters())
     # Adam divides by the size of a gradient: where that is rounding, so is the outcome. Compare the outputs.
     torch.testing.assert_close(model(BATCH).target, reference(BATCH).target, rtol=0, atol=1e-3)
-    for name in ("target_head.0.weight", "target_head.0.bias"):
+    for name in ("target_head.1.weight", "target_head.1.bias"):
         pair = (m.get_parameter(name) for m in (model, reference))
         torch.testing.assert_close(*pair, rtol=0, atol=1e-4)
 
@@ -110,7 +110,7 @@ def test_what_is_not_finite_never_reaches_weights_or_state(bad, warm):
     before = snapshot(model, optimizer)
     backward(model)
     if bad != "loss":
-        model.target_head[0].weight.grad[0, 0] = bad  # one number of thousands
+        model.target_head[1].weight.grad[0, 0] = bad  # one number of thousands
     skipped = update(optimizer, FALSE if bad == "loss" else TRUE, lr=0.01, clip_norm=1.0)
     assert skipped.item() == 1
     assert_same(list(model.parameters()), weights)
