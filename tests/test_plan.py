@@ -47,6 +47,31 @@ def test_sizes_have_their_defaults(synthetic_folder):
     assert spec.predictor is None
 
 
+def test_groups_of_asvs_start_from_those_of_the_training_samples(synthetic_folder):
+    def centers(of) -> np.ndarray:
+        return build_task(of, CPU).model.target_groups.centers.detach().numpy()
+
+    plan = make_plan(train(synthetic_folder, target=TargetConfig(target="gradient", asv_groups=8)))
+    found, parts = centers(plan), plan.split
+    assert found.shape == (8, TINY.embedding_dim)
+    fewer_val = dataclasses.replace(parts, val=parts.val[: len(parts.val) // 2])
+    np.testing.assert_array_equal(centers(dataclasses.replace(plan, split=fewer_val)), found)
+    fewer_train = dataclasses.replace(parts, train=parts.train[:8])
+    assert not np.allclose(centers(dataclasses.replace(plan, split=fewer_train)), found)
+    other_target = {sample: -value for sample, value in plan.targets.items()}
+    np.testing.assert_array_equal(centers(dataclasses.replace(plan, targets=other_target)), found)
+
+
+def test_without_groups_of_asvs(synthetic_folder):
+    plan = make_plan(train(synthetic_folder, target=TargetConfig(target="gradient", asv_groups=0)))
+    task = build_task(dataclasses.replace(plan, loop=LoopConfig(epochs=1, batch_size=16)), CPU)
+    assert task.model.target_groups is None
+    assert fit(task).epoch == 1
+    for wrong in (1, -1):
+        with pytest.raises(ValueError, match="--asv-groups must be 0 or at least 2"):
+            TargetConfig(asv_groups=wrong)
+
+
 def longer_by(extra: str, folder: Path, to: Path) -> Path:
     """The synthetic files with a tail on each sequence."""
     to.mkdir()
