@@ -309,13 +309,21 @@ class TargetConfig:
     are written beside it."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the cross entropy; balanced: inversely to their frequency."""
+    head_layers: int | None = None
+    """Attention layers that each head has of its own; 0: none, it reads summaries of the ASVs as the encoder leaves
+    them. [default: --attention-layers; on a frozen base, 1]"""
     asv_groups: int = 256
     """Groups of similar ASVs whose shares of a sample the target's head reads beside summaries of it. They start from
     the ASVs of the training samples and are trained. 0: none."""
     ensemble: bool = False
     """When the network is trained, fit two forests and a linear model on ASVs and groups of ASVs with
-    similar vectors, and predict by all, each weighted by how well it does on the validation samples. All are in the
-    best checkpoint."""
+    similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to. All are
+    in the best checkpoint."""
+    ensemble_folds: int = 4
+    """Besides the validation samples, weigh the members of the ensemble by the training samples, in this many folds:
+    each is predicted by members, a network too, that were fitted without its fold. Groups of --group-column stay
+    together. The validation samples weigh alone with 0, with --train-ids and no --group-column, and with a base that
+    is not frozen."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
     count_weight: float | None = None
@@ -329,6 +337,8 @@ class TargetConfig:
     def __post_init__(self) -> None:
         _require(self.count_weight is None or self.count_weight >= 0, "--count-weight must not be negative")
         _require(self.base_weight >= 0, "--base-weight must not be negative")
+        _require(self.ensemble_folds == 0 or self.ensemble_folds >= 2, "--ensemble-folds must be 0 or at least 2")
+        _require(self.head_layers is None or self.head_layers >= 0, "--head-layers must not be negative")
         _require(self.asv_groups >= 0 and self.asv_groups != 1, "--asv-groups must be 0 or at least 2")
         _require(self.target_weight > 0, "--target-weight must be above 0")
         _require(0 < self.count_mask_fraction < 1, "--count-mask-fraction must be between 0 and 1")

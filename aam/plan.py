@@ -18,7 +18,7 @@ from aam.data.dataset import PreparedDataset
 from aam.data.prepare import default_cache, prepare
 from aam.data.sources import content_hash
 from aam.data.split import Split
-from aam.samples import choose_samples
+from aam.samples import choose_samples, groups_of_training
 from aam.spec import contract_of, encoder_sizes, estimate_distances, predictor_spec
 from aam.training.checkpoint import ModelSpec
 from aam.training.losses import LossWeights
@@ -62,6 +62,10 @@ class RunPlan:
     fixed_rarefaction: bool = False
     targets: dict[str, Any] = field(default_factory=dict)
     """Target of each sample, in its own units."""
+    ensemble_folds: int = 0
+    """Folds of the training samples that weigh the members of an ensemble; 0: the validation samples alone."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Group of each training sample, where there are such folds."""
     pretrained: Path | None = None
     """Checkpoint whose encoder is the base."""
     notes: tuple[str, ...] = ()
@@ -139,6 +143,17 @@ def make_plan(
     if use_tree:
         mean, variance = estimate_distances(dataset, split.train, contract)
         spec = dataclasses.replace(spec, distance_mean=mean, distance_variance=variance)
+    folds, groups = 0, None
+    if isinstance(config, TrainConfig) and config.loss.ensemble and config.freeze_base:
+        folds = config.loss.ensemble_folds
+    if folds:
+        assert isinstance(config, TrainConfig)
+        groups = groups_of_training(config, dataset, split)
+        if groups is None:
+            notes.append(
+                "the ensemble is weighed by the validation samples alone: give --group-column beside --train-ids to "
+                "weigh it by folds of the training samples too"
+            )
     return RunPlan(
         stage="pretrain" if isinstance(config, PretrainConfig) else "train",
         output_dir=config.output_dir,
@@ -151,6 +166,8 @@ def make_plan(
         count_mask_fraction=_count_mask_fraction(config),
         fixed_rarefaction=config.data.fixed_rarefaction,
         targets=targets,
+        ensemble_folds=0 if groups is None else folds,
+        groups=groups or {},
         pretrained=None if pretrained is None else pretrained[0],
         notes=tuple(notes),
     )

@@ -53,6 +53,34 @@ def choose_samples(config: RunConfig, dataset: PreparedDataset, depth: int) -> t
     return split, targets, [*read, *describe_dropped(dropped), *split.notes]
 
 
+def groups_of_training(config: TrainConfig, dataset: PreparedDataset, split: Split) -> dict[str, str] | None:
+    """Which training samples belong together, for folds of them.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Settings.
+    dataset : PreparedDataset
+        Holds the samples.
+    split : Split
+        What was chosen of them.
+
+    Returns
+    -------
+    dict of str, or None
+        Group of each training sample: by `--group-column`, or a group of its own where the split was drawn without.
+        None where nobody says: the samples are listed in files, and there is no column.
+
+    Raises
+    ------
+    ValueError
+        Where the column lacks a training sample.
+    """
+    if config.data.group_column is not None:
+        return dict(zip(split.train, _groups(config, dataset, split.train), strict=True))
+    return None if config.data.train_ids is not None else {s: s for s in split.train}
+
+
 def _about_other_column(note: str, used: set[str | None]) -> bool:
     """Whether a note is about missing cells of a column that the run does not read; `run.json` has them all."""
     return note.startswith("metadata: column ") and not any(
@@ -130,7 +158,8 @@ def _split(config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str],
     data, usable = config.data, _usable(dataset, dropped)
     listed = _listed(config, dataset, usable, dropped)
     if data.train_ids is not None:
-        unused = () if data.group_column is None else ("--group-column is not used: --train-ids is given",)
+        unused = ("--group-column does not split the samples: --train-ids is given",)
+        unused = () if data.group_column is None else unused
         return dataclasses.replace(listed, notes=(*listed.notes, *unused))
     kept_back = set(listed.test)
     usable = [s for s in usable if s not in kept_back]
@@ -192,6 +221,6 @@ def _groups(config: RunConfig, dataset: PreparedDataset, sample_ids: Sequence[st
     if without:
         raise ValueError(
             f"{source}: column {column!r} has no value for {len(without)} samples ({some(without)}): "
-            "fill it in, or list the samples by --train-ids and --val-ids"
+            "fill it in, or leave --group-column out and list the samples by --train-ids and --val-ids"
         )
     return groups.tolist()

@@ -84,8 +84,9 @@ def predictor_spec(spec: ModelSpec, config: TrainConfig, split: Split, targets: 
             f"column {loss.target!r}: --target-transform {loss.target_transform} is not defined for all "
             "validation samples; choose another"
         )
+    layers = _decide(config.model.attention_layers, None, 1 if config.freeze_base else 4)
     predictor = PredictorSizes(
-        attention_layers=_decide(config.model.attention_layers, None, 1 if config.freeze_base else 4),
+        attention_layers=_decide(loss.head_layers, None, layers),
         dropout=spec.encoder.dropout,
         outputs=target.outputs,
         count_head=config.count_weight > 0,

@@ -18,7 +18,7 @@ from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
 from aam.plan import RunPlan
 from aam.training import checkpoint
-from aam.training.base_cache import CHUNK, encode_asvs, encoder_of
+from aam.training.base_cache import BaseCache, encoder_of
 from aam.training.loop import Report, Task
 from aam.training.memory import clear_cache
 from aam.training.step import Objective, autocast_of
@@ -115,19 +115,19 @@ def calibrate_distances(encoder: SequenceEncoder, plan: BatchPlan, objective: Ob
     nn.init.constant_(encoder.distance_offset, objective.distance_mean - scale * apart.mean().item())
 
 
-@torch.no_grad()
 def _place_groups(model: SequencePredictor, plan: BatchPlan, config: LoopConfig) -> None:
     """Let the groups of ASVs start from those of the training samples; nothing of the target is used."""
-    dataset, chunk = plan.dataset, config.asv_chunk_size or CHUNK
+    dataset = plan.dataset
     known = prevalent_asvs(dataset.sample(dataset.row[sample_id])[0] for sample_id in plan.sample_ids)
     was_training = model.base.training
     model.base.eval()
     autocast = autocast_of(config.precision, next(model.parameters()).device.type)
-    chunks = [known[i : i + chunk] for i in range(0, len(known), chunk)]
-    vectors = np.concatenate([encode_asvs(model.base, dataset, asvs, autocast) for asvs in chunks])
+    is_kept = model.freeze_base and config.base_cache
+    cache = BaseCache(model, dataset, None, autocast, chunk_size=config.asv_chunk_size, on_disk=is_kept)
+    cache.encode_together(known)
     model.base.train(was_training)
     assert model.target_groups is not None
-    model.target_groups.start_from(torch.from_numpy(vectors), config.seed)
+    model.target_groups.start_from(torch.from_numpy(cache.vectors.rows[known]), config.seed)
 
 
 def _freeze_unused(encoder: SequenceEncoder, plan: RunPlan) -> None:

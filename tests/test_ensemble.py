@@ -17,15 +17,16 @@ from sklearn.preprocessing import StandardScaler
 from aam.config import PredictConfig, TargetConfig
 from aam.data.synthetic import SyntheticConfig, generate, write
 from aam.distributed.run import complete_ensemble
-from aam.ensemble import fit
+from aam.ensemble import add, fit
 from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
 from aam.ensemble.forest import weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
 from aam.html_report.write import write_report
+from aam.plan import RunPlan, make_plan
 from aam.predict import predict
 from aam.training import checkpoint
 from aam.training.targets import Target, TargetTransform
-from runs import fit_here, train_config
+from runs import data_config, fit_here, pretrain_config, train_config
 
 NUMBER = Target(column="y", transform=TargetTransform(kind="zscore", shift=3.0, scale=2.0))
 CLASSES = Target(column="y", classes=("a", "b", "c"), loss="cross_entropy")
@@ -34,6 +35,13 @@ CLASSES = Target(column="y", classes=("a", "b", "c"), loss="cross_entropy")
 @pytest.fixture
 def few_trees(monkeypatch):
     monkeypatch.setattr(fit, "TREES", 7)
+
+
+@pytest.fixture(scope="module")
+def pretrained(synthetic_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    fit_here(pretrain_config(synthetic_folder, folder, max_updates=1))
+    return folder
 
 
 def some_samples(rng, n: int, asvs: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -190,6 +198,107 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
         said[target] = np.exp(log_softmax(members["linear"], axis=1))[:, 0].mean()
         assert log_shares(np.zeros((1, 1)))[0, 0] == 0
     assert said[balanced] < said[CLASSES] - 0.2
+
+
+@pytest.mark.parametrize("target", [NUMBER, CLASSES])
+def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few_trees):
+    rng = np.random.default_rng(8)
+    train, val = a_part(rng, target), a_part(rng, target, n=20)
+    folds = [(a_part(rng, target, n=40), a_part(rng, target, n=15)) for _ in range(2)]
+    alone = fit.fit_ensemble(train, val, target, seed=0)
+    ensemble = fit.fit_ensemble(train, val, target, seed=0, folds=folds)
+    assert (alone.scores["samples"], ensemble.scores["samples"]) == (20, 50)
+    losses = {name: [] for name in MEMBERS}
+    for fitted_to, of in ((train, val), *folds):
+        members = fit.fit_ensemble(fitted_to, of, target, seed=0).members(of.network, of.draws, of.vectors, target)
+        for name, said in members.items():
+            if target.classes:
+                losses[name] += list(-log_softmax(said, axis=1)[np.arange(len(said)), of.targets])
+            else:
+                losses[name] += list(np.abs(said[:, 0] - of.targets) * 2.0)  # a z-score is in units of 2
+    mean = np.array([np.mean(losses[name]) for name in MEMBERS])
+    np.testing.assert_allclose([ensemble.scores[name] for name in MEMBERS], mean)
+    wanted = mean**-fit.SHARPNESS
+    np.testing.assert_allclose(ensemble.member_weights, wanted / wanted.sum())
+    assert not np.allclose(ensemble.member_weights, alone.member_weights)
+    for name in ("slope", "intercept", "targets"):
+        np.testing.assert_array_equal(getattr(ensemble, name), getattr(alone, name), err_msg="fitted to all of them")
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+def test_folds_of_the_training_samples_are_predicted_by_networks_that_did_not_see_them(
+    synthetic_folder, pretrained, classifier, tmp_path
+):
+    column = "site" if classifier else "gradient"
+    target = TargetConfig(target=column, classifier=classifier, ensemble=True, ensemble_folds=3)
+    config = train_config(
+        synthetic_folder,
+        tmp_path / "run",
+        target=target,
+        pretrained=pretrained,
+        freeze_base=True,
+        max_updates=3,
+        lr=0.01,
+    )
+    plan = fit_here(config)
+    loaded = checkpoint.load(tmp_path / "run" / "best")
+    folds, ids = add._folds(plan, loaded.spec.target), np.array(plan.split.train)
+    assert sorted(np.concatenate(folds)) == list(range(len(ids)))
+    subjects = [{plan.groups[s] for s in ids[fold]} for fold in folds]
+    assert len(folds) == 3
+    assert len(set.union(*subjects)) == sum(map(len, subjects)), "a subject is in one fold"
+
+    def network(of) -> np.ndarray:
+        train = add._part(loaded, of, of.split.train)
+        rest, held_out = add._left_out(loaded, of, train, folds[0])
+        assert len(rest.draws) + len(held_out.draws) == len(train.draws)
+        np.testing.assert_array_equal(held_out.targets, train.targets[folds[0]])
+        return held_out.network
+
+    said = network(plan)
+
+    def with_others(fold: np.ndarray) -> RunPlan:
+        """The same plan, in which the targets of the fold's samples are those of others."""
+        values = {s: plan.targets[s] for s in ids[fold]}
+        return dataclasses.replace(
+            plan, targets=plan.targets | dict(zip(values, [*values.values()][::-1], strict=True))
+        )
+
+    np.testing.assert_array_equal(network(with_others(folds[0])), said, err_msg="it knew their targets")
+    assert not np.array_equal(network(with_others(folds[1])), said), "it did not learn from the others"
+
+
+def test_without_word_of_what_belongs_together_validation_samples_weigh_alone(synthetic_folder, pretrained, tmp_path):
+    plan = make_plan(train_config(synthetic_folder, tmp_path / "first"))
+    files = {}
+    for part in ("train", "val"):
+        files[f"{part}_ids"] = tmp_path / f"{part}.txt"
+        files[f"{part}_ids"].write_text("\n".join(getattr(plan.split, part)))
+    frozen = {"target": TargetConfig(target="gradient", ensemble=True), "freeze_base": True, "pretrained": pretrained}
+    base = (pretrained / "best", checkpoint.load(pretrained / "best").spec)
+
+    def planned(**changed) -> RunPlan:
+        config = train_config(synthetic_folder, tmp_path / "run", **{**frozen, **changed})
+        return make_plan(config, None if config.pretrained is None else base)
+
+    silent = planned(data=data_config(synthetic_folder, group_column=None, **files))
+    assert (silent.ensemble_folds, silent.groups) == (0, {})
+    assert any("give --group-column beside --train-ids" in note for note in silent.notes)
+    told = planned(data=data_config(synthetic_folder, **files))
+    assert told.ensemble_folds == 4
+    assert set(told.groups) == set(told.split.train)
+    assert not any("give --group-column" in note for note in told.notes)
+    drawn = planned(data=data_config(synthetic_folder, group_column=None))
+    assert drawn.groups == {s: s for s in drawn.split.train}, "drawn one by one"
+    for changed in (
+        {"freeze_base": False, "pretrained": None},
+        {"target": TargetConfig(target="gradient", ensemble=True, ensemble_folds=0)},
+        {"target": TargetConfig(target="gradient")},
+    ):
+        assert planned(**changed).ensemble_folds == 0
+    for wrong in (1, -1):
+        with pytest.raises(ValueError, match="--ensemble-folds must be 0 or at least 2"):
+            TargetConfig(ensemble_folds=wrong)
 
 
 def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_trees, tmp_path):

@@ -9,6 +9,7 @@ import biom
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from aam.config import (
     DataContract,
@@ -70,6 +71,20 @@ def test_without_groups_of_asvs(synthetic_folder):
     for wrong in (1, -1):
         with pytest.raises(ValueError, match="--asv-groups must be 0 or at least 2"):
             TargetConfig(asv_groups=wrong)
+
+
+def test_heads_may_have_no_attention_of_their_own(synthetic_folder):
+    target = TargetConfig(target="gradient", head_layers=0, asv_groups=4)
+    plan = make_plan(train(synthetic_folder, target=target))
+    assert (plan.spec.predictor.attention_layers, plan.spec.encoder.attention_layers) == (0, TINY.attention_layers)
+    task = build_task(dataclasses.replace(plan, loop=LoopConfig(epochs=1, batch_size=16)), CPU)
+    assert not any("target_encoder.blocks" in name for name, _ in task.model.named_parameters())
+    before = task.model.target_encoder.norm.weight.detach().clone()
+    assert fit(task).epoch == 1
+    assert not torch.equal(task.model.target_encoder.norm.weight, before), "its states still reach the target"
+    assert make_plan(train(synthetic_folder)).spec.predictor.attention_layers == TINY.attention_layers
+    with pytest.raises(ValueError, match="--head-layers must not be negative"):
+        TargetConfig(head_layers=-1)
 
 
 def longer_by(extra: str, folder: Path, to: Path) -> Path:

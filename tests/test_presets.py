@@ -85,7 +85,7 @@ def test_the_jobs_of_a_pipeline_get_what_is_given_and_below_it_the_preset(tmp_pa
     assert first.loop.lr == second.loop.lr == 1e-4
     assert (first.loop.epochs, second.loop.epochs) == (1000, SMALL.train["epochs"])
     assert (first.loop.batch_size, second.loop.batch_size) == (32, 8)
-    assert (first.model.embedding_dim, second.model.attention_layers) == (64, 1)
+    assert (first.model.embedding_dim, second.loss.head_layers) == (64, 0)
     assert not second.freeze_base
     first, second = settings_of_stages(
         "--preset=gut-small", "--epochs=3", "--batch_size=4", "--output-dir", str(tmp_path)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
+import numpy as np
 import torch
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
+from aam.data.split import Split
 from aam.ensemble.fit import Part, describe, fit_ensemble
 from aam.plan import RunPlan
 from aam.predict.samples import fixed_draws, open_cache, predict_samples
+from aam.task import build_task
 from aam.training import checkpoint
 from aam.training.checkpoint import Checkpoint
 from aam.training.logs import VALIDATION, write_validation
+from aam.training.loop import fit
 from aam.training.metrics import EpochArrays
 from aam.training.step import autocast_of
+from aam.training.targets import Target
 
 
 def add_ensemble(best: Path, plan: RunPlan) -> str:
@@ -36,8 +43,9 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
     """
     loaded = dataclasses.replace(checkpoint.load(best), ensemble=None)
     assert loaded.spec.target is not None
-    train, val = (_part(loaded, plan, part) for part in ("train", "val"))
-    ensemble = fit_ensemble(train, val, loaded.spec.target, seed=plan.loop.seed)
+    train, val = (_part(loaded, plan, ids) for ids in (plan.split.train, plan.split.val))
+    folds = [_left_out(loaded, plan, train, held_out) for held_out in _folds(plan, loaded.spec.target)]
+    ensemble = fit_ensemble(train, val, loaded.spec.target, seed=plan.loop.seed, folds=folds)
     ensemble.save(best)
     together = ensemble.outputs(val.network, val.draws, val.vectors, loaded.spec.target)
     arrays = EpochArrays(target=together, target_true=val.targets)
@@ -45,10 +53,50 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
     return describe(ensemble, loaded.spec.target)
 
 
-def _part(loaded: Checkpoint, plan: RunPlan, part: str) -> Part:
-    """A part of the split, with what the network says of it."""
-    sample_ids, loop = getattr(plan.split, part), plan.loop
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _folds(plan: RunPlan, target: Target) -> list[np.ndarray]:
+    """Training samples of each fold, as positions: each in one, groups together, classes spread evenly."""
+    groups = [plan.groups[s] for s in plan.split.train] if plan.ensemble_folds else []
+    count = min(plan.ensemble_folds, len(set(groups)))
+    if count < 2:
+        return []
+    kind = StratifiedGroupKFold if target.classes else GroupKFold
+    labels = target.encode([plan.targets[s] for s in plan.split.train])
+    try:
+        splits = list(kind(count, shuffle=True, random_state=plan.loop.seed).split(labels, labels, groups))
+    except ValueError:  # fewer samples of each class than folds
+        return []
+    # A class that all others lack would be missing from what is fitted to these.
+    return [held_out for rest, held_out in splits if not target.classes or set(labels) == set(labels[rest])]
+
+
+def _left_out(loaded: Checkpoint, plan: RunPlan, train: Part, held_out: np.ndarray) -> tuple[Part, Part]:
+    """The other training samples and those of a fold, of which a network speaks that was trained without them.
+
+    It is trained as the run's was, up to the same share of its updates.
+    """
+    print(f"ensemble: training without {len(held_out)} of {len(train.targets)} training samples", flush=True)
+    rest = np.setdiff1d(np.arange(len(train.targets)), held_out)
+    ids = np.asarray(plan.split.train)
+    split = Split(train=ids[rest].tolist(), val=ids[held_out].tolist())
+    # They are not asked when to stop.
+    without = dataclasses.replace(plan, split=split, loop=dataclasses.replace(plan.loop, patience=plan.loop.epochs))
+    task = dataclasses.replace(build_task(without, _device()), verbose=False, bar_file=io.StringIO())
+    fit(task, until=max(1, round(loaded.metrics["epoch"] / plan.epochs * without.epochs)))
+    network = _part(dataclasses.replace(loaded, model=task.model), without, split.val).network
+    return _take(train, rest, train.network[rest]), _take(train, held_out, network)
+
+
+def _take(part: Part, rows: np.ndarray, network: np.ndarray) -> Part:
+    return dataclasses.replace(part, draws=[part.draws[i] for i in rows], targets=part.targets[rows], network=network)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _part(loaded: Checkpoint, plan: RunPlan, sample_ids: list[str]) -> Part:
+    """Samples, with what the network says of them."""
+    loop, device = plan.loop, _device()
     autocast = autocast_of(loop.precision, device.type)
     batches = BatchPlan(
         dataset=plan.dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=loop.batch_size

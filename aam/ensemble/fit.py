@@ -1,4 +1,4 @@
-"""Fitting what stands beside the network, on the training samples; the validation samples settle who counts how much.
+"""Fitting what stands beside the network, on the training samples; samples left out settle who counts how much.
 
 Shape letters: n samples, m training samples, K known ASVs, G groups, D width.
 """
@@ -49,8 +49,10 @@ class Part:
     """float32 [n, O]: what the network says of them."""
 
 
-def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemble:
-    """Fit groups, forests and linear model on training samples, and weigh them by validation samples.
+def fit_ensemble(
+    train: Part, val: Part, target: Target, *, seed: int, folds: Sequence[tuple[Part, Part]] = ()
+) -> Ensemble:
+    """Fit groups, forests and linear model on training samples, and weigh them by samples that they were not fitted to.
 
     Parameters
     ----------
@@ -60,7 +62,25 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
         What is predicted.
     seed : int
         Of the forests.
+    folds : sequence of (Part, Part)
+        Training samples without those of a fold, and those of the fold, each with what a network says that was trained
+        on the former. The members are weighed by these samples and the validation samples, all alike.
     """
+    ensemble = _fit_members(train, target, seed)
+    weighed = [(ensemble, val)] + [(_fit_members(rest, target, seed), held_out) for rest, held_out in folds]
+    said = [of.members(part.network, part.draws, part.vectors, target) for of, part in weighed]
+    members = {name: np.concatenate([outputs[name] for outputs in said]) for name in MEMBERS}
+    targets = np.concatenate([part.targets for _, part in weighed])
+    losses = np.array([_loss(members[name], targets, target) for name in MEMBERS])
+    member_weights = (losses / losses.min()) ** -SHARPNESS
+    member_weights /= member_weights.sum()
+    together = _loss(combine(members, member_weights, target), targets, target)
+    scores = {**dict(zip(MEMBERS, losses.tolist(), strict=True)), "together": together, "samples": len(targets)}
+    return replace(ensemble, member_weights=member_weights, scores=scores)
+
+
+def _fit_members(train: Part, target: Target, seed: int) -> Ensemble:
+    """All but their weights, which are equal."""
     groups = _fit_groups(train)
     shares = groups.shares(train.draws, train.vectors)
     groups = replace(groups, chosen=_choose(shares))
@@ -73,7 +93,7 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
         else (RandomForestRegressor, ExtraTreesRegressor)
     )
     mean, slope, intercept = _fit_linear(linear_inputs(shares, train.draws), train.targets, target, weights)
-    ensemble = Ensemble(
+    return Ensemble(
         groups=groups,
         asv_forest=_fit_forest(
             kinds[0], log_features[:, groups.are_single], train.targets, seed, features_a_split="sqrt"
@@ -87,13 +107,6 @@ def fit_ensemble(train: Part, val: Part, target: Target, *, seed: int) -> Ensemb
         member_weights=np.full(len(MEMBERS), 1 / len(MEMBERS)),
         scores={},
     )
-    members = ensemble.members(val.network, val.draws, val.vectors, target)
-    losses = np.array([_loss(members[name], val.targets, target) for name in MEMBERS])
-    member_weights = (losses / losses.min()) ** -SHARPNESS
-    member_weights /= member_weights.sum()
-    together = _loss(combine(members, member_weights, target), val.targets, target)
-    scores = {**dict(zip(MEMBERS, losses.tolist(), strict=True)), "together": together}
-    return replace(ensemble, member_weights=member_weights, scores=scores)
 
 
 def _fit_groups(train: Part) -> Groups:
@@ -181,4 +194,7 @@ def describe(ensemble: Ensemble, target: Target) -> str:
         f"{name} {ensemble.scores[name]:.4g} (weight {weight:.2f})"
         for name, weight in zip(MEMBERS, ensemble.member_weights, strict=True)
     ]
-    return f"ensemble: {what} on the validation samples: {', '.join(parts)}; together {ensemble.scores['together']:.4g}"
+    return (
+        f"ensemble: {what} on {ensemble.scores['samples']} samples that it was not fitted to: {', '.join(parts)}; "
+        f"together {ensemble.scores['together']:.4g}"
+    )

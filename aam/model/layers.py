@@ -113,7 +113,8 @@ class Transformer(nn.Module):
     def forward(self, x_NTD: Tensor, key_mask_NT: Tensor | None = None) -> Tensor:
         """Items [N, T, D] to items [N, T, D]; see `Attention.forward` for the mask."""
         packing = None
-        if key_mask_NT is not None and key_mask_NT.device.type == "cpu":  # a GPU would have to be waited for
+        # Not on a GPU, which would have to be waited for.
+        if self.blocks and key_mask_NT is not None and key_mask_NT.device.type == "cpu":
             packing = Packing.of(key_mask_NT)
             x_NTD = packing.pack(x_NTD)
         for block in self.blocks:

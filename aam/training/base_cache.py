@@ -100,26 +100,44 @@ class BaseCache:
         self.vectors.to_memory()
         self.samples = None
 
-    def fill(self, parts: Sequence[EpochBatches]) -> None:
-        """Encode the ASVs that batches will show, each once by all workers together, and have them on all nodes.
+    def fill(self, parts: Sequence[EpochBatches], *, verbose: bool = True) -> None:
+        """Encode the ASVs that batches will show.
+
+        Parameters
+        ----------
+        parts : sequence of EpochBatches
+            Any epoch of each part of the data.
+        verbose : bool
+            Whether to `say` how many there were.
+        """
+        wanted = np.unique(np.concatenate([part.possible_asvs() for part in parts]))
+        encoded = self.encode_together(wanted)
+        if collectives.rank() == 0 and verbose:
+            self.say(encoded, len(wanted))
+
+    def encode_together(self, wanted: np.ndarray) -> int:
+        """Encode ASVs, each once by all workers together, and have them on all nodes.
 
         The workers take turns of a chunk each and tell each other what came out: none is ever waited for longer than
         a chunk takes, however slow its node.
 
         Parameters
         ----------
-        parts : sequence of EpochBatches
-            Any epoch of each part of the data.
+        wanted : ndarray of int [n]
+            Rows of the dataset, ascending.
+
+        Returns
+        -------
+        int
+            How many were not there already.
         """
-        wanted = np.unique(np.concatenate([part.possible_asvs() for part in parts]))
         lacks = torch.zeros(len(wanted), dtype=torch.uint8, device=self.device)
         lacks[torch.from_numpy(self.vectors.missing(wanted)).to(self.device)] = 1
         missing = wanted[collectives.all_reduce_max(lacks).cpu().numpy().astype(bool)]
         chunks, world = self.chunks(missing), collectives.world_size()
         for first in range(0, len(chunks), world):
-            self._encode_together(chunks[first : first + world])
-        if collectives.rank() == 0:
-            self.say(len(missing), len(wanted))
+            self._encode_turn(chunks[first : first + world])
+        return len(missing)
 
     def say(self, encoded: int, wanted: int) -> None:
         """Print how many of the ASVs that were wanted had to be encoded; nothing where none could have been there."""
@@ -132,7 +150,7 @@ class BaseCache:
         by_length = asvs[np.argsort(self.dataset.lengths[asvs], kind="stable")]
         return [by_length[i : i + self.chunk_size] for i in range(0, len(by_length), self.chunk_size)]
 
-    def _encode_together(self, chunks: Sequence[np.ndarray]) -> None:
+    def _encode_turn(self, chunks: Sequence[np.ndarray]) -> None:
         """Encode a chunk on each worker, and keep what all of them say."""
         own, width = np.zeros(0, np.float32), self.base.sizes.embedding_dim
         if collectives.rank() < len(chunks):

@@ -55,6 +55,8 @@ class Task:
     """Called by all workers after each epoch."""
     bar_file: Any = None
     """Where the progress bar goes; standard error by default."""
+    verbose: bool = True
+    """Print the settings of the batches, and a line for each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class Engine:
         return run_length(self.task.config, len(self.task.train.sample_ids))[0]
 
 
-def fit(task: Task, resume_from: Path | None = None) -> TrainingState:
+def fit(task: Task, resume_from: Path | None = None, *, until: int | None = None) -> TrainingState:
     """Train until the epochs or the patience run out.
 
     Parameters
@@ -87,6 +89,8 @@ def fit(task: Task, resume_from: Path | None = None) -> TrainingState:
         Model, data, settings.
     resume_from : Path, optional
         Checkpoint of this run to go on from; the outcome is that of a run that was never interrupted.
+    until : int, optional
+        Epoch to stop after, with the learning rates of a run that goes on to its end.
 
     Returns
     -------
@@ -108,8 +112,10 @@ def fit(task: Task, resume_from: Path | None = None) -> TrainingState:
     try:
         with advice:
             if engine.cache is not None:
-                engine.cache.fill([EpochBatches(task.train, 1), EpochBatches(task.val, FIXED_DRAW)])
-            while state.epoch < engine.epochs and state.bad_epochs < task.config.patience:
+                parts = [EpochBatches(task.train, 1), EpochBatches(task.val, FIXED_DRAW)]
+                engine.cache.fill(parts, verbose=task.verbose)
+            last = engine.epochs if until is None else min(until, engine.epochs)
+            while state.epoch < last and state.bad_epochs < task.config.patience:
                 _run_epoch(engine, state)
     finally:
         engine.log.close()
@@ -142,7 +148,7 @@ def _run_epoch(engine: Engine, state: TrainingState) -> None:
     metrics["skipped_updates"] = state.skipped
     state.history.append(metrics)
     engine.log.epoch(metrics)
-    if collectives.rank() == 0:
+    if collectives.rank() == 0 and task.verbose:
         print(summary_line(metrics, engine.epochs, improved=improved), flush=True)
     if improved:
         engine.log.best(arrays, _gathered_ids(task.val), task.objective.target, epoch)
@@ -264,7 +270,7 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
     steps = count_batches(len(task.train.sample_ids), task.train.batch_size)
     _, total = run_length(config, len(task.train.sample_ids))
     schedule, warning = make_schedule(config.lr, config.warmup_steps, total)
-    if collectives.rank() == 0:
+    if collectives.rank() == 0 and task.verbose:
         world = collectives.world_size()
         print(
             f"batch: {config.batch_size} samples over {world} workers, {config.batch_size / world:g} each, x "

@@ -353,3 +353,13 @@ def test_a_wrapped_model_is_stepped_like_the_bare_one(synthetic_folder, tmp_path
     assert bare.present().keys() == wrapped.present().keys() == {"target", "count"}
     for name, term in bare.present().items():
         assert term.sum.item() == pytest.approx(wrapped.present()[name].sum.item(), rel=1e-5)
+
+
+def test_a_run_that_stops_early_is_the_beginning_of_the_whole_run(synthetic_folder, tmp_path):
+    plan, keeper = pretrain_plan(synthetic_folder, tmp_path / "run", epochs=3), Keeper(tmp_path / "saved")
+    whole = fit(build_task(plan, CPU, report=keeper))
+    task = build_task(plan, CPU)
+    beginning = fit(task, until=2)
+    assert (beginning.epoch, whole.epoch) == (2, 3)
+    assert without_speed(beginning.history) == without_speed(whole.history[:2])
+    assert_same_tensors(task.model.state_dict(), checkpoint.load(tmp_path / "saved" / "epoch_2").model.state_dict())
