@@ -52,7 +52,7 @@ _ALL = (
             "rarefy_depth": 0,
             "head_layers": 0,  # attention over soil's ASVs takes five times as long, and is no better (NOTES.md)
             "batch_size": 16,
-            "lr": 3e-4,
+            "lr": 1e-3,
             "dropout": 0.4,
             "weight_decay": 0.1,
             "epochs": 60,  # 50 samples are too few updates an epoch to learn from in 20
