@@ -268,6 +268,26 @@ def test_folds_of_the_training_samples_are_predicted_by_networks_that_did_not_se
     assert not np.array_equal(network(with_others(folds[1])), said), "it did not learn from the others"
 
 
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_folds_that_cannot_be_are_said(synthetic_folder, pretrained, tmp_path, capsys):
+    target = TargetConfig(target="site", classifier=True, ensemble=True)
+    config = train_config(synthetic_folder, tmp_path / "run", target=target, pretrained=pretrained, freeze_base=True)
+    plan = make_plan(config, (pretrained / "best", checkpoint.load(pretrained / "best").spec))
+    one_group = dataclasses.replace(plan, groups=dict.fromkeys(plan.groups, "one"))
+    number = Target(column="gradient")
+    gradient = dict(zip(plan.targets, map(float, range(len(plan.targets))), strict=True))
+    assert add._folds(dataclasses.replace(one_group, targets=gradient), number) == []
+    assert "ensemble: no folds of the training samples: " in capsys.readouterr().out
+    first = next(iter(plan.groups))
+    rare = {sample: "b" if plan.groups[sample] == plan.groups[first] else "a" for sample in plan.groups}
+    lacking = Target(column="site", classes=("a", "b"), loss="cross_entropy")
+    folds = add._folds(dataclasses.replace(plan, targets=rare), lacking)
+    assert len(folds) == plan.ensemble_folds - 1
+    assert "weighs nothing: it has all training samples of a class" in capsys.readouterr().out
+    shown = {plan.split.train[i] for fold in folds for i in fold}
+    assert not shown & {sample for sample, of in rare.items() if of == "b"}
+
+
 def test_without_word_of_what_belongs_together_validation_samples_weigh_alone(synthetic_folder, pretrained, tmp_path):
     plan = make_plan(train_config(synthetic_folder, tmp_path / "first"))
     files = {}

@@ -55,18 +55,24 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
 
 def _folds(plan: RunPlan, target: Target) -> list[np.ndarray]:
     """Training samples of each fold, as positions: each in one, groups together, classes spread evenly."""
-    groups = [plan.groups[s] for s in plan.split.train] if plan.ensemble_folds else []
-    count = min(plan.ensemble_folds, len(set(groups)))
-    if count < 2:
+    if not plan.ensemble_folds:
         return []
-    kind = StratifiedGroupKFold if target.classes else GroupKFold
+    groups = [plan.groups[s] for s in plan.split.train]
     labels = target.encode([plan.targets[s] for s in plan.split.train])
+    kind = StratifiedGroupKFold if target.classes else GroupKFold
+    splitter = kind(min(plan.ensemble_folds, max(2, len(set(groups)))), shuffle=True, random_state=plan.loop.seed)
     try:
-        splits = list(kind(count, shuffle=True, random_state=plan.loop.seed).split(labels, labels, groups))
-    except ValueError:  # fewer samples of each class than folds
+        splits = list(splitter.split(labels, labels, groups))
+    except ValueError as error:  # one group, or fewer samples of each class than folds
+        print(f"ensemble: no folds of the training samples: {error}", flush=True)
         return []
-    # A class that all others lack would be missing from what is fitted to these.
-    return [held_out for rest, held_out in splits if not target.classes or set(labels) == set(labels[rest])]
+    folds = []
+    for number, (rest, held_out) in enumerate(splits, start=1):
+        if target.classes and set(labels[rest]) != set(labels):
+            print(f"ensemble: fold {number} weighs nothing: it has all training samples of a class", flush=True)
+        else:
+            folds.append(held_out)
+    return folds
 
 
 def _left_out(loaded: Checkpoint, plan: RunPlan, train: Part, held_out: np.ndarray) -> tuple[Part, Part]:
@@ -105,7 +111,7 @@ def _part(loaded: Checkpoint, plan: RunPlan, sample_ids: list[str]) -> Part:
     cache = open_cache(
         loaded, plan.dataset, autocast, chunk_size=loop.asv_chunk_size or 1024, base_cache=loop.base_cache
     )
-    cache.fill([EpochBatches(batches, FIXED_DRAW)])
+    cache.fill([EpochBatches(batches, FIXED_DRAW)], verbose=False)
     vectors = cache.vectors.rows
     network = predict_samples(
         loaded, plan.dataset, sample_ids, batch_size=loop.batch_size, device=device, autocast=autocast, vectors=vectors
