@@ -50,7 +50,7 @@ _ALL = (
             "freeze_base": True,
             "ensemble": True,
             "rarefy_depth": 0,
-            "head_layers": 0,  # attention over soil's ASVs takes five times as long, and is no better (NOTES.md)
+            "head_layers": 0,  # attention of its own takes most of the time and is no better (NOTES.md)
             "batch_size": 16,
             "lr": 1e-3,
             "dropout": 0.4,
