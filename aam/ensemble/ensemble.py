@@ -50,7 +50,7 @@ class Ensemble:
     member_weights: np.ndarray
     """float64 [members]: in the order of `MEMBERS`; they sum to 1."""
     scores: dict[str, float]
-    """Loss of each member, and of all together, on the validation samples, for people to read."""
+    """Loss of each member, and of all together, on the samples that weighed them, and how many these are."""
 
     def outputs(self, network: np.ndarray, draws: Sequence[Draw], vectors: np.ndarray, target: Target) -> np.ndarray:
         """Outputs of all members together.
