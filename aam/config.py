@@ -317,13 +317,13 @@ class TargetConfig:
     the ASVs of the training samples and are trained. 0: none."""
     ensemble: bool = False
     """When the network is trained, fit two forests and a linear model on ASVs and groups of ASVs with
-    similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to. All are
-    in the best checkpoint."""
+    similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to. In the
+    end they learn from the validation samples too. All are in the best checkpoint."""
     ensemble_folds: int = 4
-    """Besides the validation samples, weigh the members of the ensemble by the training samples, in this many folds:
-    each is predicted by members, a network too, that were fitted without its fold. Groups of --group-column stay
-    together. The validation samples weigh alone with 0, with --train-ids and no --group-column, and with a base that
-    is not frozen."""
+    """Weigh the members of the ensemble by the training and validation samples, in this many folds: each is predicted
+    by members, a network too, that were fitted without its fold. These networks speak along with the run's own. Groups
+    of --group-column stay together. The validation samples weigh alone with 0, with --train-ids and no --group-column,
+    and with a base that is not frozen."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
     count_weight: float | None = None
@@ -620,8 +620,8 @@ class EvaluateConfig:
     from_scratch: bool = False
     """No stage 1: stage 2 trains the encoder too. What does stage 1 help?"""
     label_fraction: float = 1.0
-    """Share of the training samples whose target stage 2 and the baselines may use, drawn by --seed; stage 1 trains on
-    all. For learning curves."""
+    """Share of the training samples, and of the validation samples, whose target stage 2 and the baselines may use,
+    drawn by --seed; stage 1 has all of both. For learning curves."""
     skip_baselines: tuple[Baseline, ...] = ()
     """Baselines to do without; gradient_boosting may take minutes."""
     pretrain_flags: str = ""

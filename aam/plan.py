@@ -18,7 +18,7 @@ from aam.data.dataset import PreparedDataset
 from aam.data.prepare import default_cache, prepare
 from aam.data.sources import content_hash
 from aam.data.split import Split
-from aam.samples import choose_samples, groups_of_training
+from aam.samples import choose_samples, groups_of_labelled
 from aam.spec import contract_of, encoder_sizes, estimate_distances, predictor_spec
 from aam.training.checkpoint import ModelSpec
 from aam.training.losses import LossWeights
@@ -63,9 +63,9 @@ class RunPlan:
     targets: dict[str, Any] = field(default_factory=dict)
     """Target of each sample, in its own units."""
     ensemble_folds: int = 0
-    """Folds of the training samples that weigh the members of an ensemble; 0: the validation samples alone."""
+    """Folds of the labelled samples that weigh the members of an ensemble; 0: the validation samples do."""
     groups: dict[str, str] = field(default_factory=dict)
-    """Group of each training sample, where there are such folds."""
+    """Group of each training and validation sample, where there are such folds."""
     pretrained: Path | None = None
     """Checkpoint whose encoder is the base."""
     notes: tuple[str, ...] = ()
@@ -148,11 +148,11 @@ def make_plan(
         folds = config.loss.ensemble_folds
     if folds:
         assert isinstance(config, TrainConfig)
-        groups = groups_of_training(config, dataset, split)
+        groups = groups_of_labelled(config, dataset, split)
         if groups is None:
             notes.append(
                 "the ensemble is weighed by the validation samples alone: give --group-column beside --train-ids to "
-                "weigh it by folds of the training samples too"
+                "weigh it, and to train more networks, by folds of all labelled samples"
             )
     return RunPlan(
         stage="pretrain" if isinstance(config, PretrainConfig) else "train",

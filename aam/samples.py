@@ -53,8 +53,8 @@ def choose_samples(config: RunConfig, dataset: PreparedDataset, depth: int) -> t
     return split, targets, [*read, *describe_dropped(dropped), *split.notes]
 
 
-def groups_of_training(config: TrainConfig, dataset: PreparedDataset, split: Split) -> dict[str, str] | None:
-    """Which training samples belong together, for folds of them.
+def groups_of_labelled(config: TrainConfig, dataset: PreparedDataset, split: Split) -> dict[str, str] | None:
+    """Which training and validation samples belong together, for folds of them.
 
     Parameters
     ----------
@@ -68,17 +68,18 @@ def groups_of_training(config: TrainConfig, dataset: PreparedDataset, split: Spl
     Returns
     -------
     dict of str, or None
-        Group of each training sample: by `--group-column`, or a group of its own where the split was drawn without.
+        Group of each of them: by `--group-column`, or a group of its own where the split was drawn without.
         None where nobody says: the samples are listed in files, and there is no column.
 
     Raises
     ------
     ValueError
-        Where the column lacks a training sample.
+        Where the column lacks one of them.
     """
+    labelled = [*split.train, *split.val]
     if config.data.group_column is not None:
-        return dict(zip(split.train, _groups(config, dataset, split.train), strict=True))
-    return None if config.data.train_ids is not None else {s: s for s in split.train}
+        return dict(zip(labelled, _groups(config, dataset, labelled), strict=True))
+    return None if config.data.train_ids is not None else {s: s for s in labelled}
 
 
 def _about_other_column(note: str, used: set[str | None]) -> bool:

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.special import log_softmax, softmax
 from skbio.stats.composition import clr
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestRegressor
@@ -24,6 +25,7 @@ from aam.ensemble.groups import Groups, log_shares
 from aam.html_report.write import write_report
 from aam.plan import RunPlan, make_plan
 from aam.predict import predict
+from aam.predict.samples import predict_samples
 from aam.training import checkpoint
 from aam.training.targets import Target, TargetTransform
 from runs import data_config, fit_here, pretrain_config, train_config
@@ -103,7 +105,7 @@ def test_the_linear_models_are_scikit_learn_s(few_trees):
     for target in (NUMBER, CLASSES):
         rng = np.random.default_rng(2)
         train, val = a_part(rng, target), a_part(rng, target)
-        ensemble = fit.fit_ensemble(train, val, target, seed=0)
+        ensemble, _ = fit.fit_ensemble(train, [(train, val)], target, seed=0)
         own, other = (
             linear_inputs(ensemble.groups.shares(part.draws, part.vectors), part.draws) for part in (train, val)
         )
@@ -169,13 +171,16 @@ def test_probabilities_are_averaged_and_numbers_as_the_model_learns_them():
 def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_path):
     rng = np.random.default_rng(6)
     train, val = a_part(rng, target), a_part(rng, target)
-    ensemble = fit.fit_ensemble(train, val, target, seed=0)
+    networks = [{"head.weight": rng.normal(size=(2, number + 1)).astype(np.float32)} for number in range(11)]
+    ensemble, _ = fit.fit_ensemble(train, [(train, val)], target, seed=0, networks=networks)
     assert ensemble.member_weights.sum() == pytest.approx(1)
     said = ensemble.outputs(val.network, val.draws, val.vectors, target)
     assert said.shape == (60, target.outputs)
     ensemble.save(tmp_path)
     loaded = Ensemble.load(tmp_path)
     assert loaded.scores == ensemble.scores
+    for own, given in zip(loaded.networks, networks, strict=True):
+        np.testing.assert_equal(own, given)
     np.testing.assert_array_equal(loaded.outputs(val.network, val.draws, val.vectors, target), said)
     order = rng.permutation(60)
     shuffled = loaded.outputs(val.network[order], [val.draws[i] for i in order], val.vectors, target)
@@ -193,7 +198,7 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
     balanced = dataclasses.replace(CLASSES, class_weights=(60 / 150, 4.0, 4.0))
     said = {}
     for target in (CLASSES, balanced):
-        ensemble = fit.fit_ensemble(train, train, target, seed=0)
+        ensemble, _ = fit.fit_ensemble(train, [(train, train)], target, seed=0)
         members = ensemble.members(train.network, train.draws, train.vectors, target)
         said[target] = np.exp(log_softmax(members["linear"], axis=1))[:, 0].mean()
         assert log_shares(np.zeros((1, 1)))[0, 0] == 0
@@ -203,14 +208,17 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
 @pytest.mark.parametrize("target", [NUMBER, CLASSES])
 def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few_trees):
     rng = np.random.default_rng(8)
-    train, val = a_part(rng, target), a_part(rng, target, n=20)
-    folds = [(a_part(rng, target, n=40), a_part(rng, target, n=15)) for _ in range(2)]
-    alone = fit.fit_ensemble(train, val, target, seed=0)
-    ensemble = fit.fit_ensemble(train, val, target, seed=0, folds=folds)
-    assert (alone.scores["samples"], ensemble.scores["samples"]) == (20, 50)
+    everything = a_part(rng, target)
+    folds = [(a_part(rng, target, n=40), a_part(rng, target, n=n)) for n in (20, 15)]
+    alone, _ = fit.fit_ensemble(everything, folds[:1], target, seed=0)
+    ensemble, together = fit.fit_ensemble(everything, folds, target, seed=0)
+    assert (alone.scores["samples"], ensemble.scores["samples"]) == (20, 35)
     losses = {name: [] for name in MEMBERS}
-    for fitted_to, of in ((train, val), *folds):
-        members = fit.fit_ensemble(fitted_to, of, target, seed=0).members(of.network, of.draws, of.vectors, target)
+    wanted_of_all = []
+    for fitted_to, of in folds:
+        without, _ = fit.fit_ensemble(fitted_to, folds[:1], target, seed=0)
+        members = without.members(of.network, of.draws, of.vectors, target)
+        wanted_of_all.append(combine(members, ensemble.member_weights, target))
         for name, said in members.items():
             if target.classes:
                 losses[name] += list(-log_softmax(said, axis=1)[np.arange(len(said)), of.targets])
@@ -221,14 +229,13 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
     wanted = mean**-fit.SHARPNESS
     np.testing.assert_allclose(ensemble.member_weights, wanted / wanted.sum())
     assert not np.allclose(ensemble.member_weights, alone.member_weights)
+    np.testing.assert_allclose(together, np.concatenate(wanted_of_all), rtol=1e-5)
     for name in ("slope", "intercept", "targets"):
         np.testing.assert_array_equal(getattr(ensemble, name), getattr(alone, name), err_msg="fitted to all of them")
 
 
 @pytest.mark.parametrize("classifier", [False, True])
-def test_folds_of_the_training_samples_are_predicted_by_networks_that_did_not_see_them(
-    synthetic_folder, pretrained, classifier, tmp_path
-):
+def test_folds_are_predicted_by_networks_that_did_not_see_them(synthetic_folder, pretrained, classifier, tmp_path):
     column = "site" if classifier else "gradient"
     target = TargetConfig(target=column, classifier=classifier, ensemble=True, ensemble_folds=3)
     config = train_config(
@@ -242,17 +249,17 @@ def test_folds_of_the_training_samples_are_predicted_by_networks_that_did_not_se
     )
     plan = fit_here(config)
     loaded = checkpoint.load(tmp_path / "run" / "best")
-    folds, ids = add._folds(plan, loaded.spec.target), np.array(plan.split.train)
+    folds, ids = add._folds(plan, loaded.spec.target), np.array([*plan.split.train, *plan.split.val])
     assert sorted(np.concatenate(folds)) == list(range(len(ids)))
     subjects = [{plan.groups[s] for s in ids[fold]} for fold in folds]
     assert len(folds) == 3
     assert len(set.union(*subjects)) == sum(map(len, subjects)), "a subject is in one fold"
 
     def network(of) -> np.ndarray:
-        train = add._part(loaded, of, of.split.train)
-        rest, held_out = add._left_out(loaded, of, train, folds[0])
-        assert len(rest.draws) + len(held_out.draws) == len(train.draws)
-        np.testing.assert_array_equal(held_out.targets, train.targets[folds[0]])
+        everything = add._part(loaded, of, add._labelled(of))
+        rest, held_out, _ = add._left_out(loaded, of, everything, folds[0])
+        assert len(rest.draws) + len(held_out.draws) == len(everything.draws)
+        np.testing.assert_array_equal(held_out.targets, everything.targets[folds[0]])
         return held_out.network
 
     said = network(plan)
@@ -268,6 +275,54 @@ def test_folds_of_the_training_samples_are_predicted_by_networks_that_did_not_se
     assert not np.array_equal(network(with_others(folds[1])), said), "it did not learn from the others"
 
 
+@pytest.mark.parametrize("classifier", [False, True])
+def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_predicted_by_those_without_them(
+    synthetic_folder, pretrained, few_trees, classifier, tmp_path
+):
+    column = "site" if classifier else "gradient"
+    target = TargetConfig(target=column, classifier=classifier, ensemble=True, ensemble_folds=3)
+    frozen = {"pretrained": pretrained, "freeze_base": True, "max_updates": 3, "lr": 0.01}
+    plan = fit_here(train_config(synthetic_folder, tmp_path / "run", target=target, **frozen))
+    best = tmp_path / "run" / "best"
+    alone = checkpoint.load(best)
+    assert alone.spec.target is not None
+    add.add_ensemble(best, plan)
+    loaded = checkpoint.load(best)
+    assert loaded.ensemble is not None
+    assert len(loaded.ensemble.networks) == 3
+
+    ids = [*plan.split.train, *plan.split.val]
+    said = [predict_samples(alone, plan.dataset, ids)]
+    for heads in loaded.ensemble.networks:
+        one = checkpoint.load(best)
+        own = one.model.state_dict()
+        assert {name for name in own if not name.startswith("base.")} == set(heads)
+        one.model.load_state_dict(own | {name: torch.from_numpy(array) for name, array in heads.items()})
+        said.append(predict_samples(dataclasses.replace(one, ensemble=None), plan.dataset, ids))
+        assert not np.allclose(said[-1], said[0]), "it learned nothing"
+    networks_only = dataclasses.replace(loaded.ensemble, member_weights=np.array([1.0, 0, 0, 0]))
+    together = predict_samples(dataclasses.replace(loaded, ensemble=networks_only), plan.dataset, ids)
+    mean = np.mean(said, axis=0)
+    np.testing.assert_allclose(together, log_softmax(mean, axis=1) if classifier else mean, rtol=1e-4, atol=1e-5)
+
+    everything = add._part(alone, plan, ids)
+    wanted = {}
+    for fold in add._folds(plan, alone.spec.target):
+        rest, part, _ = add._left_out(alone, plan, everything, fold)
+        without, _ = fit.fit_ensemble(rest, [(rest, part)], alone.spec.target, seed=plan.loop.seed)
+        members = without.members(part.network, part.draws, part.vectors, alone.spec.target)
+        outputs = combine(members, loaded.ensemble.member_weights, alone.spec.target)
+        wanted |= dict(zip([ids[i] for i in fold], outputs, strict=True))
+    outputs = np.array([wanted[s] for s in plan.split.val])
+    kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
+    assert kept["SampleID"].tolist() == plan.split.val
+    if classifier:
+        np.testing.assert_allclose(kept[list(alone.spec.target.classes)], np.exp(outputs), rtol=1e-4)
+    else:
+        wanted_values = alone.spec.target.decode(outputs.astype(np.float32))[:, alone.spec.target.point]
+        np.testing.assert_allclose(kept["prediction"], wanted_values, rtol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:The least populated class")
 def test_folds_that_cannot_be_are_said(synthetic_folder, pretrained, tmp_path, capsys):
     target = TargetConfig(target="site", classifier=True, ensemble=True)
@@ -277,15 +332,12 @@ def test_folds_that_cannot_be_are_said(synthetic_folder, pretrained, tmp_path, c
     number = Target(column="gradient")
     gradient = dict(zip(plan.targets, map(float, range(len(plan.targets))), strict=True))
     assert add._folds(dataclasses.replace(one_group, targets=gradient), number) == []
-    assert "ensemble: no folds of the training samples: " in capsys.readouterr().out
+    assert "ensemble: no folds: " in capsys.readouterr().out
     first = next(iter(plan.groups))
     rare = {sample: "b" if plan.groups[sample] == plan.groups[first] else "a" for sample in plan.groups}
     lacking = Target(column="site", classes=("a", "b"), loss="cross_entropy")
-    folds = add._folds(dataclasses.replace(plan, targets=rare), lacking)
-    assert len(folds) == plan.ensemble_folds - 1
-    assert "weighs nothing: it has all training samples of a class" in capsys.readouterr().out
-    shown = {plan.split.train[i] for fold in folds for i in fold}
-    assert not shown & {sample for sample, of in rare.items() if of == "b"}
+    assert add._folds(dataclasses.replace(plan, targets=rare), lacking) == []
+    assert "would have all samples of a class; the validation samples weigh its members" in capsys.readouterr().out
 
 
 def test_without_word_of_what_belongs_together_validation_samples_weigh_alone(synthetic_folder, pretrained, tmp_path):
@@ -306,10 +358,10 @@ def test_without_word_of_what_belongs_together_validation_samples_weigh_alone(sy
     assert any("give --group-column beside --train-ids" in note for note in silent.notes)
     told = planned(data=data_config(synthetic_folder, **files))
     assert told.ensemble_folds == 4
-    assert set(told.groups) == set(told.split.train)
+    assert set(told.groups) == {*told.split.train, *told.split.val}
     assert not any("give --group-column" in note for note in told.notes)
     drawn = planned(data=data_config(synthetic_folder, group_column=None))
-    assert drawn.groups == {s: s for s in drawn.split.train}, "drawn one by one"
+    assert drawn.groups == {s: s for s in (*drawn.split.train, *drawn.split.val)}, "drawn one by one"
     for changed in (
         {"freeze_base": False, "pretrained": None},
         {"target": TargetConfig(target="gradient", ensemble=True, ensemble_folds=0)},
@@ -340,20 +392,20 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
     )
     said, network = (predict(asked, which, record).predictions for which in (loaded, alone))
     truth = np.array([plan.targets[s] for s in said.sample_ids])
-    errors = {who: np.abs(np.array(found.values) - truth).mean() for who, found in
-              (("together", said), ("network", network))}  # fmt: skip
-    for who, error in errors.items():
+    kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
+    assert kept["SampleID"].tolist() == said.sample_ids
+    for who, values in (("together", kept["prediction"]), ("network", network.values)):
+        error = np.abs(np.array(values) - truth).mean()
         assert error == pytest.approx(loaded.ensemble.scores[who], rel=1e-4), who
+    assert len(loaded.ensemble.targets) == len(plan.split.train) + len(plan.split.val), "they learn from all in the end"
+    assert np.abs(np.array(said.values) - truth).mean() < 0.7 * loaded.ensemble.scores["together"], "these among them"
 
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     page = write_report(tmp_path / "run").read_text()
-    assert "chose the best epoch, and how much each member of the ensemble counts; nothing else" in page
+    assert "its ensemble learned from them; the simple models have not met them" in page
+    assert "was predicted before, without them" in page
     share = loaded.ensemble.member_weights[MEMBERS.index("network")]
     assert f"of the network alone, which counts {share:.0%} in the ensemble" in page
-
-    kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
-    assert kept["SampleID"].tolist() == said.sample_ids
-    np.testing.assert_allclose(kept["prediction"], said.values, rtol=1e-4, atol=1e-3)
 
     # Another study: other samples, and ASVs that no training sample has.
     write(generate(SyntheticConfig(samples=12, subjects=4, asvs=200, seed=99)), tmp_path / "other")

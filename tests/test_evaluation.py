@@ -373,7 +373,15 @@ def test_an_encoder_from_scratch_is_the_one_that_stage_1_would_train(synthetic_f
     whole = plan_parts(replace(config, label_fraction=1.0, output_dir=tmp_path / "whole"))[0]
     assert set(part.split.train) < set(whole.split.train)
     assert len(part.split.train) == round(len(whole.split.train) / 2)
-    assert (part.split.val, part.split.test, part.pretrain) == (whole.split.val, whole.split.test, whole.pretrain)
+    assert set(part.split.val) < set(whole.split.val)
+    assert len(part.split.val) == round(len(whole.split.val) / 2)
+    assert part.split.test == whole.split.test
+    of_all = stages_of(replace(config, output_dir=tmp_path / "whole"), whole, 0)
+    of_first, of_whole = (
+        make_plan(first).split,
+        make_plan(of_all[0]).split,
+    )
+    assert (of_first.train, of_first.val) == (of_whole.train, of_whole.val) == (whole.pretrain, whole.split.val)
 
 
 def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster, synthetic_folder, tmp_path):
@@ -417,6 +425,6 @@ def test_folds_from_scratch_on_half_of_the_labels(run_here, ray_cluster, synthet
     assert not (tmp_path / "e" / "fold-1" / "seed-0" / "stage1").exists()
     text = (tmp_path / "e" / "evaluation.md").read_text()
     for note in ("2 folds: each sample is predicted by models", "without stage 1: the encoder learned from the labels",
-                 "--label-fraction 0.5 of the training samples"):  # fmt: skip
+                 "--label-fraction 0.5 of the training samples and of the validation samples"):  # fmt: skip
         assert note in text
     assert set(found["baselines"]) == {"majority", "depth", "logistic"}

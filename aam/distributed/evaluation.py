@@ -36,6 +36,8 @@ from aam.predict import predict, source_of
 from aam.training import checkpoint
 
 ID_FILES = {"pretrain": "pretrain.txt", "train": "train.txt", "val": "val.txt", "test": "test.txt"}
+ALL_VAL = "pretrain-val.txt"
+"""Validation samples of stage 1, where stage 2 may not use the labels of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Part:
     split: Split
     pretrain: list[str]
     """What stage 1 trains on."""
+    pretrain_val: list[str]
+    """What chooses the best epoch of stage 1."""
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
@@ -94,7 +98,7 @@ def _how_trained(config: EvaluateConfig) -> list[str]:
         notes.append("without stage 1: the encoder learned from the labels alone (--from-scratch)")
     if config.label_fraction < 1:
         notes.append(
-            f"--label-fraction {config.label_fraction:g} of the training samples; the validation samples are all there"
+            f"--label-fraction {config.label_fraction:g} of the training samples and of the validation samples"
         )
     return notes
 
@@ -249,8 +253,9 @@ def plan_parts(config: EvaluateConfig) -> list[Part]:
                     repeat=repeat,
                     fold=fold,
                     name=_name(config, repeat, fold),
-                    split=replace(split, train=_labelled(config, split.train)),
+                    split=replace(split, train=_labelled(config, split.train), val=_labelled(config, split.val)),
                     pretrain=[*split.train, *more, *held],
+                    pretrain_val=split.val,
                 )
             )
     for part in parts:
@@ -282,11 +287,11 @@ def _splits(
     )
 
 
-def _labelled(config: EvaluateConfig, train: list[str]) -> list[str]:
-    """Training samples whose target may be used; of two shares, the smaller is part of the larger."""
-    order = generator(config.loop.seed, "labels").permutation(len(train))
-    kept = np.sort(order[: max(2, round(config.label_fraction * len(train)))])
-    return [train[int(i)] for i in kept]
+def _labelled(config: EvaluateConfig, sample_ids: list[str]) -> list[str]:
+    """Samples whose target may be used; of two shares, the smaller is part of the larger."""
+    order = generator(config.loop.seed, "labels").permutation(len(sample_ids))
+    kept = np.sort(order[: max(2, round(config.label_fraction * len(sample_ids)))])
+    return [sample_ids[int(i)] for i in kept]
 
 
 def _unlabelled(plan: RunPlan, split: Split, groups: dict[str, str] | None, test_ids: Path | None) -> list[str]:
@@ -307,8 +312,11 @@ def _write_ids(folder: Path, part: Part) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     split = part.split
     lists = {"pretrain": part.pretrain, "train": split.train, "val": split.val, "test": split.test}
-    for name, ids in lists.items():
-        path, text = folder / ID_FILES[name], "".join(f"{sample}\n" for sample in ids)
+    files = {ID_FILES[name]: ids for name, ids in lists.items()}
+    if part.pretrain_val != split.val:
+        files[ALL_VAL] = part.pretrain_val
+    for name, ids in files.items():
+        path, text = folder / name, "".join(f"{sample}\n" for sample in ids)
         if not path.exists():
             path.write_text(text)
         elif path.read_text() != text:
@@ -342,7 +350,8 @@ def stages_of(config: EvaluateConfig, part: Part, seed: int) -> tuple[PretrainCo
         second = replace(second, pretrained=None, freeze_base=False, model=sizes)
     elif config.pretrained is not None:
         second = replace(second, pretrained=config.pretrained)
-    of_first = replace(first.data, train_ids=folder / ID_FILES["pretrain"], val_ids=val, test_ids=test_ids)
+    all_val = val if part.pretrain_val == part.split.val else folder / ALL_VAL
+    of_first = replace(first.data, train_ids=folder / ID_FILES["pretrain"], val_ids=all_val, test_ids=test_ids)
     return replace(first, data=of_first), second
 
 

@@ -15,7 +15,7 @@ from aam.data.draw import FIXED_DRAW
 from aam.data.split import Split
 from aam.ensemble.fit import Part, describe, fit_ensemble
 from aam.plan import RunPlan
-from aam.predict.samples import fixed_draws, open_cache, predict_samples
+from aam.predict.samples import fixed_draws, heads_of, open_cache, predict_samples
 from aam.task import build_task
 from aam.training import checkpoint
 from aam.training.checkpoint import Checkpoint
@@ -42,58 +42,82 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
         How well each member does on the validation samples, and its weight.
     """
     loaded = dataclasses.replace(checkpoint.load(best), ensemble=None)
-    assert loaded.spec.target is not None
-    train, val = (_part(loaded, plan, ids) for ids in (plan.split.train, plan.split.val))
-    folds = [_left_out(loaded, plan, train, held_out) for held_out in _folds(plan, loaded.spec.target)]
-    ensemble = fit_ensemble(train, val, loaded.spec.target, seed=plan.loop.seed, folds=folds)
+    target = loaded.spec.target
+    assert target is not None
+    everything = _part(loaded, plan, _labelled(plan))
+    folds = _folds(plan, target)
+    if folds:
+        trained = [_left_out(loaded, plan, everything, fold) for fold in folds]
+        left_out, networks = [(rest, part) for rest, part, _ in trained], [network for _, _, network in trained]
+    else:
+        train, val = np.split(np.arange(len(everything.targets)), [len(plan.split.train)])
+        folds, left_out, networks = [val], [(_take(everything, train), _take(everything, val))], []
+    ensemble, said = fit_ensemble(everything, left_out, target, seed=plan.loop.seed, networks=networks)
     ensemble.save(best)
-    together = ensemble.outputs(val.network, val.draws, val.vectors, loaded.spec.target)
-    arrays = EpochArrays(target=together, target_true=val.targets)
-    write_validation(plan.output_dir / VALIDATION, plan.split.val, arrays, loaded.spec.target)
-    return describe(ensemble, loaded.spec.target)
+    # In the end its members have learned from the validation samples too: what they said before is written.
+    of_val = np.flatnonzero(np.concatenate(folds) >= len(plan.split.train))
+    of_val = of_val[np.argsort(np.concatenate(folds)[of_val])]
+    arrays = EpochArrays(target=said[of_val], target_true=everything.targets[len(plan.split.train) :])
+    write_validation(plan.output_dir / VALIDATION, plan.split.val, arrays, target)
+    return describe(ensemble, target)
+
+
+def _labelled(plan: RunPlan) -> list[str]:
+    """What an ensemble learns from."""
+    return [*plan.split.train, *plan.split.val]
 
 
 def _folds(plan: RunPlan, target: Target) -> list[np.ndarray]:
-    """Training samples of each fold, as positions: each in one, groups together, classes spread evenly."""
+    """Samples of each fold, as positions among those with labels: each in one, groups together, classes spread evenly.
+
+    None where the validation samples are the only ones to be left out.
+    """
     if not plan.ensemble_folds:
         return []
-    groups = [plan.groups[s] for s in plan.split.train]
-    labels = target.encode([plan.targets[s] for s in plan.split.train])
+    groups = [plan.groups[s] for s in _labelled(plan)]
+    labels = target.encode([plan.targets[s] for s in _labelled(plan)])
     kind = StratifiedGroupKFold if target.classes else GroupKFold
     splitter = kind(min(plan.ensemble_folds, max(2, len(set(groups)))), shuffle=True, random_state=plan.loop.seed)
     try:
         splits = list(splitter.split(labels, labels, groups))
     except ValueError as error:  # one group, or fewer samples of each class than folds
-        print(f"ensemble: no folds of the training samples: {error}", flush=True)
+        print(f"ensemble: no folds: {error}; the validation samples weigh its members", flush=True)
         return []
-    folds = []
-    for number, (rest, held_out) in enumerate(splits, start=1):
+    for number, (rest, _) in enumerate(splits, start=1):
         if target.classes and set(labels[rest]) != set(labels):
-            print(f"ensemble: fold {number} weighs nothing: it has all training samples of a class", flush=True)
-        else:
-            folds.append(held_out)
-    return folds
+            print(
+                f"ensemble: no folds: number {number} would have all samples of a class; the validation samples weigh "
+                "its members",
+                flush=True,
+            )
+            return []
+    return [held_out for _, held_out in splits]
 
 
-def _left_out(loaded: Checkpoint, plan: RunPlan, train: Part, held_out: np.ndarray) -> tuple[Part, Part]:
-    """The other training samples and those of a fold, of which a network speaks that was trained without them.
+def _left_out(
+    loaded: Checkpoint, plan: RunPlan, everything: Part, held_out: np.ndarray
+) -> tuple[Part, Part, dict[str, np.ndarray]]:
+    """The other samples and those of a fold, of which a network speaks that was trained without them; and the network.
 
     It is trained as the run's was, up to the same share of its updates.
     """
-    print(f"ensemble: training without {len(held_out)} of {len(train.targets)} training samples", flush=True)
-    rest = np.setdiff1d(np.arange(len(train.targets)), held_out)
-    ids = np.asarray(plan.split.train)
+    print(f"ensemble: training without {len(held_out)} of {len(everything.targets)} samples", flush=True)
+    rest = np.setdiff1d(np.arange(len(everything.targets)), held_out)
+    ids = np.asarray(_labelled(plan))
     split = Split(train=ids[rest].tolist(), val=ids[held_out].tolist())
     # They are not asked when to stop.
     without = dataclasses.replace(plan, split=split, loop=dataclasses.replace(plan.loop, patience=plan.loop.epochs))
     task = dataclasses.replace(build_task(without, _device()), verbose=False, bar_file=io.StringIO())
     fit(task, until=max(1, round(loaded.metrics["epoch"] / plan.epochs * without.epochs)))
     network = _part(dataclasses.replace(loaded, model=task.model), without, split.val).network
-    return _take(train, rest, train.network[rest]), _take(train, held_out, network)
+    heads = heads_of(task.model)
+    return _take(everything, rest), dataclasses.replace(_take(everything, held_out), network=network), heads
 
 
-def _take(part: Part, rows: np.ndarray, network: np.ndarray) -> Part:
-    return dataclasses.replace(part, draws=[part.draws[i] for i in rows], targets=part.targets[rows], network=network)
+def _take(part: Part, rows: np.ndarray) -> Part:
+    return dataclasses.replace(
+        part, draws=[part.draws[i] for i in rows], targets=part.targets[rows], network=part.network[rows]
+    )
 
 
 def _device() -> torch.device:

@@ -1,4 +1,4 @@
-"""The network, two forests and a linear model as one predictor; how it is applied and stored.
+"""The network, or several, two forests and a linear model as one predictor; how it is applied and stored.
 
 Shape letters: n samples, m training samples, G groups, O outputs.
 """
@@ -6,7 +6,7 @@ Shape letters: n samples, m training samples, G groups, O outputs.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from aam.training.targets import Target
 
 MEMBERS = ("network", "asv_forest", "group_forest", "linear")
 _PARTS = {"groups": Groups, "asv_forest": Forest, "group_forest": Forest}
+_NETWORK = "network."
 _BLOCK = 512
 """Samples at a time: their weights on all training samples are held."""
 
@@ -51,6 +52,9 @@ class Ensemble:
     """float64 [members]: in the order of `MEMBERS`; they sum to 1."""
     scores: dict[str, float]
     """Loss of each member, and of all together, on the samples that weighed them, and how many these are."""
+    networks: tuple[Mapping[str, np.ndarray], ...] = ()
+    """Parameters of heads, each trained on other samples, that speak along with the checkpoint's own: the network is
+    the mean of all of them."""
 
     def outputs(self, network: np.ndarray, draws: Sequence[Draw], vectors: np.ndarray, target: Target) -> np.ndarray:
         """Outputs of all members together.
@@ -58,7 +62,7 @@ class Ensemble:
         Parameters
         ----------
         network : ndarray of float32 [n, O]
-            Of the network: transformed numbers or their quantiles, or scores of classes.
+            Of the networks: transformed numbers or their quantiles, or scores of classes.
         draws : sequence of (ndarray, ndarray)
             ASVs and reads of the same samples, as the network sees them.
         vectors : ndarray of float32 [ASVs, D]
@@ -103,7 +107,10 @@ class Ensemble:
 
     def save(self, folder: Path) -> None:
         """Write it beside the weights of the network."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_PARTS, "scores")}
+        apart = (*_PARTS, "scores", "networks")
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        for number, network in enumerate(self.networks):
+            arrays |= {f"{_NETWORK}{number}.{name}": array for name, array in network.items()}
         for name in _PARTS:
             part = getattr(self, name)
             arrays |= {f"{name}.{f.name}": getattr(part, f.name) for f in fields(part)}
@@ -122,7 +129,11 @@ class Ensemble:
             name: kind(**{f.name: arrays.pop(f"{name}.{f.name}") for f in fields(kind)})
             for name, kind in _PARTS.items()
         }
-        return cls(scores=scores, **parts, **arrays)
+        networks: dict[int, dict[str, np.ndarray]] = {}
+        for name in [name for name in arrays if name.startswith(_NETWORK)]:
+            number, parameter = name.removeprefix(_NETWORK).split(".", 1)
+            networks.setdefault(int(number), {})[parameter] = arrays.pop(name)
+        return cls(scores=scores, networks=tuple(networks[i] for i in sorted(networks)), **parts, **arrays)
 
 
 def linear_inputs(shares_nG: np.ndarray, draws: Sequence[Draw]) -> np.ndarray:

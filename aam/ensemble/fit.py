@@ -1,11 +1,11 @@
-"""Fitting what stands beside the network, on the training samples; samples left out settle who counts how much.
+"""Fitting what stands beside the network, on all labelled samples; fits that leave some out settle who counts how much.
 
 Shape letters: n samples, m training samples, K known ASVs, G groups, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,33 +50,50 @@ class Part:
 
 
 def fit_ensemble(
-    train: Part, val: Part, target: Target, *, seed: int, folds: Sequence[tuple[Part, Part]] = ()
-) -> Ensemble:
-    """Fit groups, forests and linear model on training samples, and weigh them by samples that they were not fitted to.
+    everything: Part,
+    left_out: Sequence[tuple[Part, Part]],
+    target: Target,
+    *,
+    seed: int,
+    networks: Sequence[Mapping[str, np.ndarray]] = (),
+) -> tuple[Ensemble, np.ndarray]:
+    """Fit groups, forests and linear model, and weigh them by samples that they were not fitted to.
 
     Parameters
     ----------
-    train, val : Part
-        The samples that the network was trained on and those that its best epoch was chosen by.
+    everything : Part
+        All samples, which the members learn from in the end.
+    left_out : sequence of (Part, Part)
+        Some of the samples, and others; what the network says of the latter it says without having been trained on
+        them. The members are fitted to the former and weighed by the latter, all alike.
     target : Target
         What is predicted.
     seed : int
         Of the forests.
-    folds : sequence of (Part, Part)
-        Training samples without those of a fold, and those of the fold, each with what a network says that was trained
-        on the former. The members are weighed by these samples and the validation samples, all alike.
+    networks : sequence of mappings
+        Parameters of networks that are to speak along with the checkpoint's own.
+
+    Returns
+    -------
+    ensemble : Ensemble
+    said : ndarray of float32 [m, O]
+        What it says of the samples left out, in their order, where its members are fitted without them.
     """
-    ensemble = _fit_members(train, target, seed)
-    weighed = [(ensemble, val)] + [(_fit_members(rest, target, seed), held_out) for rest, held_out in folds]
-    said = [of.members(part.network, part.draws, part.vectors, target) for of, part in weighed]
-    members = {name: np.concatenate([outputs[name] for outputs in said]) for name in MEMBERS}
-    targets = np.concatenate([part.targets for _, part in weighed])
+    ensemble = _fit_members(everything, target, seed)
+    without = [(_fit_members(rest, target, seed), part) for rest, part in left_out]
+    outputs = [of.members(part.network, part.draws, part.vectors, target) for of, part in without]
+    members = {name: np.concatenate([of[name] for of in outputs]) for name in MEMBERS}
+    targets = np.concatenate([part.targets for _, part in without])
     losses = np.array([_loss(members[name], targets, target) for name in MEMBERS])
     member_weights = (losses / losses.min()) ** -SHARPNESS
     member_weights /= member_weights.sum()
-    together = _loss(combine(members, member_weights, target), targets, target)
+    said = combine(members, member_weights, target).astype(np.float32)
+    together = _loss(said, targets, target)
     scores = {**dict(zip(MEMBERS, losses.tolist(), strict=True)), "together": together, "samples": len(targets)}
-    return replace(ensemble, member_weights=member_weights, scores=scores)
+    fitted = replace(
+        ensemble, member_weights=member_weights, scores=scores, networks=tuple(dict(of) for of in networks)
+    )
+    return fitted, said
 
 
 def _fit_members(train: Part, target: Target, seed: int) -> Ensemble:
@@ -195,6 +212,6 @@ def describe(ensemble: Ensemble, target: Target) -> str:
         for name, weight in zip(MEMBERS, ensemble.member_weights, strict=True)
     ]
     return (
-        f"ensemble: {what} on {ensemble.scores['samples']} samples that it was not fitted to: {', '.join(parts)}; "
+        f"ensemble: {what} on {ensemble.scores['samples']} samples, fitted without them: {', '.join(parts)}; "
         f"together {ensemble.scores['together']:.4g}"
     )

@@ -35,15 +35,16 @@ def caveats(outcomes: Sequence[Outcome], group_column: str | None) -> list[str]:
         shared = {(o.repeat, s) for o in outcomes for s in _of_training_groups(o, group_column)}
         if shared:
             lines.append(
-                f"{len(shared)} of the {len(tested)} test samples are of groups ({group_column}) that have training "
-                "samples too: samples of new groups may be predicted less well"
+                f"{len(shared)} of the {len(tested)} test samples are of groups ({group_column}) that have training or "
+                "validation samples too: samples of new groups may be predicted less well"
             )
     return lines
 
 
 def _of_training_groups(outcome: Outcome, group_column: str) -> list[str]:
-    """Test samples whose group has training samples."""
-    train, test = outcome.record["split"]["train"], outcome.found.sample_ids
+    """Test samples whose group has training or validation samples."""
+    split, test = outcome.record["split"], outcome.found.sample_ids
+    train = [*split["train"], *split["val"]]
     of = outcome.groups(group_column, [*train, *test])
     trained = {of[sample] for sample in train}
     return [sample for sample in test if of[sample] in trained]

@@ -156,7 +156,7 @@ def network_runs(samples: Samples, outcomes: Sequence[Outcome]) -> list[np.ndarr
 def baseline_runs(
     samples: Samples, outcomes: Sequence[Outcome], name: str, *, seed: int, folder: Path
 ) -> dict[int, np.ndarray]:
-    """What a baseline says in each repeat, trained on the training samples of the models.
+    """What a baseline says in each repeat, trained on the training and validation samples of the models.
 
     Parameters
     ----------
@@ -202,7 +202,9 @@ def _said(found: Predictions, classes: tuple[str, ...]) -> np.ndarray:
 
 def _trained_baseline(name: str, outcome: Outcome, classes: tuple[str, ...], seed: int, folder: Path) -> np.ndarray:
     """What a baseline says of the test samples of a run; kept, as boosting may take minutes."""
-    dataset, train, test = outcome.found.dataset, outcome.record["split"]["train"], outcome.found.sample_ids
+    # The models have had both: an ensemble learns from the validation samples, a network's epoch is chosen by them.
+    train = [sample for part in ("train", "val") for sample in outcome.record["split"][part]]
+    dataset, test = outcome.found.dataset, outcome.found.sample_ids
     truth = outcome.truth(train)
     values = [truth[sample] for sample in train]
     balanced = bool(outcome.found.target.class_weights)

@@ -131,8 +131,8 @@ def _notes(samples: Samples, baselines: int) -> list[str]:
         lines.append(
             "the baselines are not tuned: fixed settings, all reads; random forests on the shares of all ASVs, the "
             f"others on the {TOP_FEATURES} most prevalent; classes weigh as the model's do. They were trained on the "
-            "training samples alone: the validation samples, by which the model chose its best epoch, and an ensemble "
-            "the weights of its members, went to none of them"
+            "training and the validation samples, which the model has had both: a network chooses its best epoch by "
+            "the latter, and the other members of an ensemble learn from them"
         )
         if samples.groups is not None:
             lines.append(

@@ -90,7 +90,8 @@ def _caveats(run: Run) -> list[str]:
         shares = ", ".join(f"{name.replace('_', ' ')} {weight:.2f}" for name, weight in weights)
         lines.append(
             f"Predictions are those of an ensemble ({shares}), weighed by samples that its members were not "
-            "fitted to, the validation samples among them; the curves, and the metrics of the best epoch, are those "
+            "fitted to; in the end these learned from the validation samples too, of which what is said here was "
+            "predicted before, without them. The curves, and the metrics of the best epoch, are those "
             "of the network alone."
         )
     test = len(run.split("test"))

@@ -44,7 +44,12 @@ def predictions(run: Run) -> Html:
 
 
 def _chosen_by_validation(run: Run) -> str:
-    return "the best epoch" + (", and how much each member of the ensemble counts" if run.best.ensemble else "")
+    if run.best.ensemble is None:
+        return "The validation samples chose the best epoch of this model, and nothing of theirs."
+    return (
+        "The validation samples chose the best epoch of this model and, with what is said of the test samples, its "
+        "ensemble learned from them; the simple models have not met them."
+    )
 
 
 def _left_out(run: Run, test: Scored) -> list[str]:
@@ -141,7 +146,7 @@ def baselines(run: Run) -> Html:
         [
             paragraph(
                 f"Simple models, not tuned, trained on {how_many} training samples, with all reads of a sample. "
-                f"The validation samples chose {_chosen_by_validation(run)} of this model, and nothing of theirs."
+                f"{_chosen_by_validation(run)}"
             ),
             *(_beside_each_other(part, len(parts[part].sample_ids), rows) for part, rows in scores.items()),
         ]

@@ -85,14 +85,7 @@ class SequencePredictor(nn.Module):
         """Predict the target of a batch; see `SequenceEncoder.forward` for the parameters."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
             base = self.base(batch, chunk_size=chunk_size, known=known)
-        # Stage 1 may have learned to look past abundances, which most targets depend on.
-        states_BSD = base.states + self.target_abundance(batch.log_abundance)
-        states_BSD = self.target_encoder(states_BSD, batch.slot_mask)
-        summary_BD = self.target_summary(states_BSD, batch.slot_mask, batch.log_abundance)
-        parts = [self.target_norm(summary_BD), self.base_norm(base.summary)]
-        if self.target_groups is not None:
-            parts.append(self.target_groups(base.vectors, batch.slot, batch.slot_mask, batch.log_abundance))
-        target_BO = self.target_head(torch.cat([part.float() for part in parts], dim=-1)).float()
+        target_BO = self.of_target(batch, base)
         if batch.count_masked is None:
             return PredictorOutput(base=base, target=target_BO)
         abundance_BSD = self.count_abundance(batch.log_abundance, batch.count_masked)
@@ -100,3 +93,14 @@ class SequencePredictor(nn.Module):
         count_BSD = self.count_encoder(base.asvs + abundance_BSD, batch.slot_mask)
         log_abundance_BS = self.count_head(count_BSD).squeeze(-1).float()
         return PredictorOutput(base=base, target=target_BO, log_abundance=log_abundance_BS)
+
+    def of_target(self, batch: Batch, base: EncoderOutput) -> Tensor:
+        """What the target's head says of a batch, given what the encoder says: float32 [B, O]."""
+        # Stage 1 may have learned to look past abundances, which most targets depend on.
+        states_BSD = base.states + self.target_abundance(batch.log_abundance)
+        states_BSD = self.target_encoder(states_BSD, batch.slot_mask)
+        summary_BD = self.target_summary(states_BSD, batch.slot_mask, batch.log_abundance)
+        parts = [self.target_norm(summary_BD), self.base_norm(base.summary)]
+        if self.target_groups is not None:
+            parts.append(self.target_groups(base.vectors, batch.slot, batch.slot_mask, batch.log_abundance))
+        return self.target_head(torch.cat([part.float() for part in parts], dim=-1)).float()

@@ -6,7 +6,7 @@ Shape letters: n samples, O outputs, D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ from aam.data.batches import BatchPlan, Draw, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.model.sequence_encoder import EncoderOutput, KnownOutputs
-from aam.model.sequence_predictor import PredictorOutput
+from aam.model.sequence_predictor import PredictorOutput, SequencePredictor
 from aam.training.base_cache import BaseCache, encode_asvs, encoder_of
 from aam.training.checkpoint import Checkpoint
 from aam.training.memory import keep_freed_memory
+
+_BASE = "base."
 
 
 @torch.no_grad()
@@ -101,15 +103,41 @@ def batch_outputs(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> Iterator[tuple[Batch, PredictorOutput | EncoderOutput]]:
-    """Each batch, without its tokens, and what the model says of it, on the device; see `predict_samples`."""
+    """Each batch, without its tokens, and what the model says of it, on the device; see `predict_samples`.
+
+    Of the networks of an ensemble, the mean.
+    """
     model = loaded.model.to(device).eval()
+    others = [] if loaded.ensemble is None else [_with_heads(model, of).to(device) for of in loaded.ensemble.networks]
     for index in range(len(batches)):
         batch = batches[index]
         known = KnownOutputs(asvs=torch.from_numpy(vectors[batch.asvs.numpy()]).to(device))
         batch = dataclasses.replace(batch, tokens=batch.tokens[:0]).to(device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             output = model(batch, known=known)
+            if others:
+                assert isinstance(output, PredictorOutput)
+                said = [output.target, *(other.of_target(batch, output.base) for other in others)]
+                output = dataclasses.replace(output, target=torch.stack(said).mean(dim=0))
         yield batch, output
+
+
+def heads_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """What a predictor has beside its base, by the names of its parameters."""
+    return {
+        name: tensor.detach().cpu().numpy().copy()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_BASE)
+    }
+
+
+def _with_heads(model: torch.nn.Module, heads: Mapping[str, np.ndarray]) -> SequencePredictor:
+    """A predictor on the same base with other heads, as of `heads_of`."""
+    assert isinstance(model, SequencePredictor)
+    other = SequencePredictor(model.base, model.sizes, freeze_base=model.freeze_base)
+    base = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_BASE)}
+    other.load_state_dict(base | {name: torch.from_numpy(array) for name, array in heads.items()})
+    return other.eval()
 
 
 def open_cache(
