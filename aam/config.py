@@ -322,8 +322,8 @@ class TargetConfig:
     ensemble_folds: int = 4
     """Weigh the members of the ensemble by the training and validation samples, in this many folds: each is predicted
     by members, a network too, that were fitted without its fold. These networks speak along with the run's own. Groups
-    of --group-column stay together. The validation samples weigh alone with 0, with --train-ids and no --group-column,
-    and with a base that is not frozen."""
+    of --group-column stay together; without it, those of a column that the id files keep apart. The validation samples
+    weigh alone with 0, and with a base that is not frozen."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
     count_weight: float | None = None

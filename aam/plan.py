@@ -143,17 +143,12 @@ def make_plan(
     if use_tree:
         mean, variance = estimate_distances(dataset, split.train, contract)
         spec = dataclasses.replace(spec, distance_mean=mean, distance_variance=variance)
-    folds, groups = 0, None
+    folds, groups = 0, {}
     if isinstance(config, TrainConfig) and config.loss.ensemble and config.freeze_base:
         folds = config.loss.ensemble_folds
-    if folds:
-        assert isinstance(config, TrainConfig)
-        groups = groups_of_labelled(config, dataset, split)
-        if groups is None:
-            notes.append(
-                "the ensemble is weighed by the validation samples alone: give --group-column beside --train-ids to "
-                "weigh it, and to train more networks, by folds of all labelled samples"
-            )
+        if folds:
+            groups, found_out = groups_of_labelled(config, dataset, split)
+            notes += found_out
     return RunPlan(
         stage="pretrain" if isinstance(config, PretrainConfig) else "train",
         output_dir=config.output_dir,
@@ -166,8 +161,8 @@ def make_plan(
         count_mask_fraction=_count_mask_fraction(config),
         fixed_rarefaction=config.data.fixed_rarefaction,
         targets=targets,
-        ensemble_folds=0 if groups is None else folds,
-        groups=groups or {},
+        ensemble_folds=folds,
+        groups=groups,
         pretrained=None if pretrained is None else pretrained[0],
         notes=tuple(notes),
     )

@@ -53,8 +53,13 @@ def choose_samples(config: RunConfig, dataset: PreparedDataset, depth: int) -> t
     return split, targets, [*read, *describe_dropped(dropped), *split.notes]
 
 
-def groups_of_labelled(config: TrainConfig, dataset: PreparedDataset, split: Split) -> dict[str, str] | None:
+def groups_of_labelled(
+    config: TrainConfig, dataset: PreparedDataset, split: Split
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Which training and validation samples belong together, for folds of them.
+
+    By `--group-column`; without it, a group of its own each, unless the samples are listed in files that keep the
+    values of a column of the metadata apart.
 
     Parameters
     ----------
@@ -67,9 +72,10 @@ def groups_of_labelled(config: TrainConfig, dataset: PreparedDataset, split: Spl
 
     Returns
     -------
-    dict of str, or None
-        Group of each of them: by `--group-column`, or a group of its own where the split was drawn without.
-        None where nobody says: the samples are listed in files, and there is no column.
+    groups : dict of str
+        Group of each of them.
+    notes : tuple of str
+        What was found out, in words, where nobody says.
 
     Raises
     ------
@@ -78,8 +84,37 @@ def groups_of_labelled(config: TrainConfig, dataset: PreparedDataset, split: Spl
     """
     labelled = [*split.train, *split.val]
     if config.data.group_column is not None:
-        return dict(zip(labelled, _groups(config, dataset, labelled), strict=True))
-    return None if config.data.train_ids is not None else {s: s for s in labelled}
+        return dict(zip(labelled, _groups(config, dataset, labelled), strict=True)), ()
+    if config.data.train_ids is None:
+        return {s: s for s in labelled}, ()
+    columns = _kept_apart(_metadata(dataset, "--target").drop(columns=str(config.loss.target)), split)
+    way_out = "--group-column names another, --ensemble-folds 0 does without folds"
+    if not columns:
+        return {s: s for s in labelled}, (
+            "folds of the ensemble take each sample for itself: the id files keep no column of the metadata apart; "
+            + way_out,
+        )
+    # The coarsest: who splits by family splits by person too.
+    name, values = min(columns.items(), key=lambda column: column[1].nunique())
+    return {str(sample): str(value) for sample, value in values.items()}, (
+        f"folds of the ensemble keep the {values.nunique()} values of {name!r} together, as the id files do; {way_out}",
+    )
+
+
+def _kept_apart(metadata: pd.DataFrame, split: Split) -> dict[str, pd.Series]:
+    """Columns in which no value is in two parts of the split, of the labelled samples.
+
+    There are two samples or more a value on average. A column of which the training samples have one value says nothing of what belongs together.
+    """
+    found = {}
+    parts = [metadata.loc[metadata.index.intersection(ids)] for ids in (split.train, split.val, split.test)]
+    for name in metadata.columns:
+        labelled = pd.concat([part[name] for part in parts[:2]])
+        values = [set(part[name].dropna()) for part in parts]
+        apart = sum(map(len, values)) == len(set.union(*values))
+        if apart and labelled.count() == len(labelled) >= 2 * labelled.nunique() and len(values[0]) > 1:
+            found[str(name)] = labelled
+    return found
 
 
 def _about_other_column(note: str, used: set[str | None]) -> bool:

@@ -340,7 +340,7 @@ def test_folds_that_cannot_be_are_said(synthetic_folder, pretrained, tmp_path, c
     assert "would have all samples of a class; the validation samples weigh its members" in capsys.readouterr().out
 
 
-def test_without_word_of_what_belongs_together_validation_samples_weigh_alone(synthetic_folder, pretrained, tmp_path):
+def test_what_belongs_together_is_told_or_found_in_the_id_files(synthetic_folder, pretrained, tmp_path):
     plan = make_plan(train_config(synthetic_folder, tmp_path / "first"))
     files = {}
     for part in ("train", "val"):
@@ -353,15 +353,25 @@ def test_without_word_of_what_belongs_together_validation_samples_weigh_alone(sy
         config = train_config(synthetic_folder, tmp_path / "run", **{**frozen, **changed})
         return make_plan(config, None if config.pretrained is None else base)
 
-    silent = planned(data=data_config(synthetic_folder, group_column=None, **files))
-    assert (silent.ensemble_folds, silent.groups) == (0, {})
-    assert any("give --group-column beside --train-ids" in note for note in silent.notes)
     told = planned(data=data_config(synthetic_folder, **files))
     assert told.ensemble_folds == 4
     assert set(told.groups) == {*told.split.train, *told.split.val}
-    assert not any("give --group-column" in note for note in told.notes)
+    assert len(set(told.groups.values())) < len(told.groups)
+    silent = planned(data=data_config(synthetic_folder, group_column=None, **files))
+    assert (silent.ensemble_folds, silent.groups) == (4, told.groups)
+    count = len(set(told.groups.values()))
+    said = f"folds of the ensemble keep the {count} values of 'subject' together, as the id files do; --group-column"
+    assert any(note.startswith(said) for note in silent.notes)
+    assert not any("folds of the ensemble" in note for note in told.notes)
     drawn = planned(data=data_config(synthetic_folder, group_column=None))
     assert drawn.groups == {s: s for s in (*drawn.split.train, *drawn.split.val)}, "drawn one by one"
+    assert not any("folds of the ensemble" in note for note in drawn.notes)
+    mixed = [[*plan.split.train[1:], plan.split.val[0]], [plan.split.train[0], *plan.split.val[1:]]]
+    for part, ids in zip(("train", "val"), mixed, strict=True):
+        files[f"{part}_ids"].write_text("\n".join(ids))
+    apart = planned(data=data_config(synthetic_folder, group_column=None, **files))
+    assert apart.groups == {s: s for s in (*apart.split.train, *apart.split.val)}
+    assert any(note.startswith("folds of the ensemble take each sample for itself") for note in apart.notes)
     for changed in (
         {"freeze_base": False, "pretrained": None},
         {"target": TargetConfig(target="gradient", ensemble=True, ensemble_folds=0)},
