@@ -95,25 +95,28 @@ def groups_of_labelled(
             + way_out,
         )
     # The coarsest: who splits by family splits by person too.
-    name, values = min(columns.items(), key=lambda column: column[1].nunique())
-    return {str(sample): str(value) for sample, value in values.items()}, (
-        f"folds of the ensemble keep the {values.nunique()} values of {name!r} together, as the id files do; {way_out}",
+    name, groups = min(columns.items(), key=lambda column: len(set(column[1].values())))
+    return groups, (
+        f"folds of the ensemble keep the {len(set(groups.values()))} values of {name!r} together, as the id files do; "
+        + way_out,
     )
 
 
-def _kept_apart(metadata: pd.DataFrame, split: Split) -> dict[str, pd.Series]:
-    """Columns in which no value is in two parts of the split, of the labelled samples.
+def _kept_apart(metadata: pd.DataFrame, split: Split) -> dict[str, dict[str, str]]:
+    """Columns in which no value is in two parts of the split, by sample, of the labelled samples.
 
-    There are two samples or more a value on average. A column of which the training samples have one value says nothing of what belongs together.
+    There are two samples or more a value on average. A column of which the training samples have one value says nothing
+    of what belongs together.
     """
     found = {}
-    parts = [metadata.loc[metadata.index.intersection(ids)] for ids in (split.train, split.val, split.test)]
     for name in metadata.columns:
-        labelled = pd.concat([part[name] for part in parts[:2]])
-        values = [set(part[name].dropna()) for part in parts]
-        apart = sum(map(len, values)) == len(set.union(*values))
-        if apart and labelled.count() == len(labelled) >= 2 * labelled.nunique() and len(values[0]) > 1:
-            found[str(name)] = labelled
+        values = {str(sample): value for sample, value in metadata[name].items() if pd.notna(value)}
+        parts = [{values[s] for s in ids if s in values} for ids in (split.train, split.val, split.test)]
+        of = {s: str(values[s]) for s in (*split.train, *split.val) if s in values}
+        complete = len(of) == len(split.train) + len(split.val)
+        apart = sum(map(len, parts)) == len(set.union(*parts))
+        if complete and apart and len(parts[0]) > 1 and len(of) >= 2 * len(set(of.values())):
+            found[str(name)] = of
     return found
 
 

@@ -287,10 +287,11 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
     pd.testing.assert_series_equal(table["model_seed0"], said[table.index], check_names=False)
     expected = regression_metrics(truth[table.index], said[table.index])
     assert {name: found["model"][name] for name in expected} == pytest.approx(expected)
-    numbers_of = plan.dataset.metadata.loc[plan.split.train, "gradient"].to_numpy(float)
+    labelled = [*plan.split.train, *plan.split.val]
+    numbers_of = plan.dataset.metadata.loc[labelled, "gradient"].to_numpy(float)
     assert set(found["baselines"]) == {"mean", "depth", "ridge", "random_forest_third"}
     for name, scores in found["baselines"].items():
-        reads = [reads_of(plan.dataset, ids) for ids in (plan.split.train, table.index)]
+        reads = [reads_of(plan.dataset, ids) for ids in (labelled, table.index)]
         direct = fit_predict(name, reads[0], numbers_of, reads[1])
         assert scores["mae"] == pytest.approx(regression_metrics(truth[table.index], direct)["mae"])
         low, high = scores["interval"]["mae"]
