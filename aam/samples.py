@@ -110,9 +110,9 @@ def _kept_apart(metadata: pd.DataFrame, split: Split) -> dict[str, dict[str, str
     """
     found = {}
     for name in metadata.columns:
-        values = {str(sample): value for sample, value in metadata[name].items() if pd.notna(value)}
+        values: dict[str, str] = metadata[name].dropna().astype(str).to_dict()
         parts = [{values[s] for s in ids if s in values} for ids in (split.train, split.val, split.test)]
-        of = {s: str(values[s]) for s in (*split.train, *split.val) if s in values}
+        of = {s: values[s] for s in (*split.train, *split.val) if s in values}
         complete = len(of) == len(split.train) + len(split.val)
         apart = sum(map(len, parts)) == len(set.union(*parts))
         if complete and apart and len(parts[0]) > 1 and len(of) >= 2 * len(set(of.values())):
