@@ -39,7 +39,7 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
     Returns
     -------
     str
-        How well each member does on the validation samples, and its weight.
+        How well each member does on samples that it was fitted without, and its weight.
     """
     loaded = dataclasses.replace(checkpoint.load(best), ensemble=None)
     target = loaded.spec.target
@@ -55,9 +55,10 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
     ensemble, said = fit_ensemble(everything, left_out, target, seed=plan.loop.seed, networks=networks)
     ensemble.save(best)
     # In the end its members have learned from the validation samples too: what they said before is written.
-    of_val = np.flatnonzero(np.concatenate(folds) >= len(plan.split.train))
-    of_val = of_val[np.argsort(np.concatenate(folds)[of_val])]
-    arrays = EpochArrays(target=said[of_val], target_true=everything.targets[len(plan.split.train) :])
+    before = np.empty_like(everything.network)
+    before[np.concatenate(folds)] = said
+    of_val = slice(len(plan.split.train), None)
+    arrays = EpochArrays(target=before[of_val], target_true=everything.targets[of_val])
     write_validation(plan.output_dir / VALIDATION, plan.split.val, arrays, target)
     return describe(ensemble, target)
 
@@ -70,7 +71,7 @@ def _labelled(plan: RunPlan) -> list[str]:
 def _folds(plan: RunPlan, target: Target) -> list[np.ndarray]:
     """Samples of each fold, as positions among those with labels: each in one, groups together, classes spread evenly.
 
-    None where the validation samples are the only ones to be left out.
+    Empty where the validation samples are the only ones to be left out.
     """
     if not plan.ensemble_folds:
         return []

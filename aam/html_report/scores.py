@@ -31,7 +31,7 @@ def predictions(run: Run) -> Html:
     """Predicted and true values of validation and test samples, apart from each other."""
     parts = [
         element("h3", f"Validation: {len(run.validation.sample_ids)} samples"),
-        paragraph(f"These samples chose {_chosen_by_validation(run)}; nothing else was fitted to them."),
+        paragraph(_said_of_validation(run)),
         *_of_part(run.validation, BLUE),
     ]
     if run.test is not None:
@@ -43,7 +43,16 @@ def predictions(run: Run) -> Html:
     return join(parts)
 
 
-def _chosen_by_validation(run: Run) -> str:
+def _said_of_validation(run: Run) -> str:
+    if run.best.ensemble is None:
+        return "These samples chose the best epoch; nothing else was fitted to them."
+    return (
+        "These samples chose the best epoch, and how much each member of the ensemble counts; nothing else of what is "
+        "shown here was fitted to them: its members learned from them afterwards."
+    )
+
+
+def _use_of_validation(run: Run) -> str:
     if run.best.ensemble is None:
         return "The validation samples chose the best epoch of this model, and nothing of theirs."
     return (
@@ -146,7 +155,7 @@ def baselines(run: Run) -> Html:
         [
             paragraph(
                 f"Simple models, not tuned, trained on {how_many} training samples, with all reads of a sample. "
-                f"{_chosen_by_validation(run)}"
+                + _use_of_validation(run)
             ),
             *(_beside_each_other(part, len(parts[part].sample_ids), rows) for part, rows in scores.items()),
         ]
