@@ -22,7 +22,8 @@ def read(pattern: str, metric: str) -> dict[str, dict[float, list[float]]]:
     Parameters
     ----------
     pattern : str
-        Path of the files, {} in the place of the share of labels; * stands for anything else, seeds say.
+        Path of the files, {} in the place of the share of labels (0.1, or 1 for all); * stands for anything
+        else, seeds say.
     metric : str
         Which score.
     """
@@ -55,7 +56,12 @@ def draw(axes: plt.Axes, label: str, scores: dict[float, list[float]], **style: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("curves", nargs="+", metavar="LABEL=PATTERN", help="with stage 1=runs/with-{}-*.json, say")
+    parser.add_argument(
+        "curves",
+        nargs="+",
+        metavar="LABEL=PATTERN",
+        help="with stage 1=runs/with-{}-*.json, say, for runs/with-0.1-0.json and others",
+    )
     parser.add_argument("--metric", default="mae")
     parser.add_argument("--output", type=Path, required=True, help="picture to write: .png, .svg")
     arguments = parser.parse_args()
