@@ -316,14 +316,15 @@ class TargetConfig:
     """Groups of similar ASVs whose shares of a sample the target's head reads beside summaries of it. They start from
     the ASVs of the training samples and are trained. 0: none."""
     ensemble: bool = False
-    """When the network is trained, fit two forests and a linear model on ASVs and groups of ASVs with
+    """When the network is trained, fit two forests, boosted trees and a linear model on ASVs and groups of ASVs with
     similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to. In the
     end they learn from the validation samples too. All are in the best checkpoint."""
     ensemble_folds: int = 4
     """Weigh the members of the ensemble by the training and validation samples, in this many folds: each is predicted
-    by members, a network too, that were fitted without its fold. These networks speak along with the run's own. Groups
-    of --group-column stay together; without it, those of a column that the id files keep apart. The validation samples
-    weigh alone with 0, and with a base that is not frozen."""
+    by members, a network too, that were fitted without its fold. These networks speak along with the run's own. What is
+    said of the folds also tells how sure of itself a member may be, and how far predicted numbers are to be spread out.
+    Groups of --group-column stay together; without it, those of a column that the id files keep apart. The validation
+    samples weigh alone with 0, and with a base that is not frozen."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
     count_weight: float | None = None

@@ -11,17 +11,23 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 from skbio.stats.composition import clr
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+)
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.preprocessing import StandardScaler
 
 from aam.config import PredictConfig, TargetConfig
 from aam.data.synthetic import SyntheticConfig, generate, write
 from aam.distributed.run import complete_ensemble
-from aam.ensemble import add, fit
-from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, linear_inputs
-from aam.ensemble.forest import weighted_quantile
+from aam.ensemble import add, fit, members
+from aam.ensemble.ensemble import MEMBERS, Ensemble, combine
 from aam.ensemble.groups import Groups, log_shares
+from aam.ensemble.linear import linear_inputs
+from aam.ensemble.trees import weighted_quantile
 from aam.html_report.write import write_report
 from aam.plan import RunPlan, make_plan
 from aam.predict import predict
@@ -36,7 +42,8 @@ CLASSES = Target(column="y", classes=("a", "b", "c"), loss="cross_entropy")
 
 @pytest.fixture
 def few_trees(monkeypatch):
-    monkeypatch.setattr(fit, "TREES", 7)
+    monkeypatch.setattr(members, "TREES", 7)
+    monkeypatch.setattr(members, "ROUNDS", 7)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +61,12 @@ def some_samples(rng, n: int, asvs: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return draws
 
 
-def a_part(rng, target: Target, n: int = 60, asvs: int = 40) -> fit.Part:
+def a_part(rng, target: Target, n: int = 60, asvs: int = 40) -> members.Part:
     vectors = np.random.default_rng(5).normal(size=(asvs, 6)).astype(np.float32)
     targets = rng.integers(0, 3, n) if target.classes else rng.normal(size=n)
     network = rng.normal(size=(n, target.outputs)).astype(np.float32)
-    return fit.Part(draws=some_samples(rng, n, asvs), vectors=vectors, targets=targets, network=network)
+    draws, groups = some_samples(rng, n, asvs), rng.integers(0, 6, n)
+    return members.Part(draws=draws, vectors=vectors, targets=targets, groups=groups, network=network)
 
 
 @pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesClassifier])
@@ -66,13 +74,13 @@ def test_a_forest_as_arrays_is_scikit_learn_s(kind, few_trees):
     rng = np.random.default_rng(0)
     features, new = (rng.integers(0, 5, (n, 9)).astype(np.float32) / 3 for n in (50, 20))
     targets = rng.integers(0, 3, 50)
-    theirs = kind(n_estimators=fit.TREES, max_features="sqrt", random_state=1).fit(features, targets)
-    ours = fit._fit_forest(kind, features, targets, seed=1, features_a_split="sqrt")
+    theirs = kind(n_estimators=members.TREES, max_features="sqrt", random_state=1).fit(features, targets)
+    ours = members._fit_forest(kind, features, targets, seed=1, features_a_split="sqrt")
     np.testing.assert_array_equal(ours.apply(new) - ours.roots, theirs.apply(new))
     weights = np.zeros((20, 50))
     for leaves, own in zip(theirs.apply(new).T, theirs.apply(features).T, strict=True):
         together = leaves[:, None] == own
-        weights += together / together.sum(axis=1, keepdims=True) / fit.TREES
+        weights += together / together.sum(axis=1, keepdims=True) / members.TREES
     np.testing.assert_allclose(ours.weights(new), weights, atol=1e-12)
 
 
@@ -112,7 +120,7 @@ def test_the_linear_models_are_scikit_learn_s(few_trees):
         scaler = StandardScaler().fit(own)
         said = ensemble.members(val.network, val.draws, val.vectors, target)["linear"]
         if target.classes:
-            model = LogisticRegression(C=fit.PENALTY, max_iter=500).fit(scaler.transform(own), train.targets)
+            model = LogisticRegression(C=members.PENALTY, max_iter=500).fit(scaler.transform(own), train.targets)
             np.testing.assert_allclose(softmax(said, axis=1), model.predict_proba(scaler.transform(other)), atol=1e-5)
         else:
             model = RidgeCV(alphas=np.logspace(1, 6, 11)).fit(scaler.transform(own), train.targets)
@@ -136,16 +144,16 @@ def test_two_classes_have_the_probabilities_of_logistic_regression():
     rng = np.random.default_rng(3)
     inputs, targets = rng.normal(size=(40, 5)), rng.integers(0, 2, 40)
     target = Target(column="y", classes=("a", "b"), loss="cross_entropy")
-    mean, slope, intercept = fit._fit_linear(inputs, targets, target, np.ones(2))
+    fitted = members._fit_linear(inputs, targets, target, np.ones(2))
     scaled = StandardScaler().fit_transform(inputs)
-    theirs = LogisticRegression(C=fit.PENALTY, max_iter=500).fit(scaled, targets).predict_proba(scaled)
-    np.testing.assert_allclose(softmax((inputs - mean) @ slope + intercept, axis=1), theirs, atol=1e-6)
+    theirs = LogisticRegression(C=members.PENALTY, max_iter=500).fit(scaled, targets).predict_proba(scaled)
+    np.testing.assert_allclose(softmax(fitted.outputs(inputs), axis=1), theirs, atol=1e-6)
 
 
 def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
     rng = np.random.default_rng(4)
     inputs, targets, alpha = rng.normal(size=(12, 30)), rng.normal(size=12), 7.0
-    found = fit._left_out_errors(inputs, targets, alpha)
+    found = members._left_out_errors(inputs, targets, alpha)
     hat = np.linalg.solve
     centred = np.hstack([inputs - inputs.mean(axis=0), np.ones((12, 1))])
     penalty = np.diag([alpha] * 30 + [0.0])
@@ -155,14 +163,74 @@ def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
         assert found[i] == pytest.approx(targets[i] - centred[i] @ slope)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_boosted_trees_as_arrays_have_the_probabilities_of_scikit_learn_s(classes):
+    rng = np.random.default_rng(11)
+    features, new = (np.log1p(rng.integers(0, 9, (n, 6))).astype(np.float32) for n in (80, 30))
+    targets, balance = rng.integers(0, classes, 80), np.arange(1.0, classes + 1)
+    target = Target(column="y", classes=tuple("abc"[:classes]), loss="cross_entropy")
+    ours = members._fit_boosting(features, targets, target, balance, seed=3)
+    theirs = HistGradientBoostingClassifier(**members.BOOSTING, random_state=3, class_weight=dict(enumerate(balance)))
+    theirs.set_params(max_iter=members.ROUNDS).fit(features, targets)
+    assert np.ptp(theirs.predict_proba(new)) > 0.5, "it learned something"
+    np.testing.assert_allclose(softmax(ours.outputs(new), axis=1), theirs.predict_proba(new), atol=1e-12)
+
+
+@pytest.mark.parametrize("quantiles", [(), (0.1, 0.5, 0.9)])
+def test_boosted_trees_as_arrays_have_the_quantiles_of_scikit_learn_s(quantiles):
+    rng = np.random.default_rng(12)
+    features, new = (np.log1p(rng.integers(0, 9, (n, 6))).astype(np.float32) for n in (80, 30))
+    targets = features[:, 0] + rng.normal(size=80)
+    target = dataclasses.replace(NUMBER, quantiles=quantiles)
+    said = members._fit_boosting(features, targets, target, np.ones(0), seed=3).outputs(new)
+    assert said.shape == (30, target.outputs)
+    for output, quantile in zip(said.T, quantiles or (0.5,), strict=True):
+        theirs = HistGradientBoostingRegressor(
+            **members.BOOSTING, max_iter=members.ROUNDS, loss="quantile", quantile=quantile, random_state=3
+        ).fit(features, targets)
+        np.testing.assert_allclose(output, theirs.predict(new), atol=1e-12)
+
+
 def test_probabilities_are_averaged_and_numbers_as_the_model_learns_them():
     rng = np.random.default_rng(5)
-    weights = np.array([0.4, 0.3, 0.2, 0.1])
-    members = {name: rng.normal(size=(6, 3)) for name in MEMBERS}
-    mixed = sum(w * softmax(members[name], axis=1) for w, name in zip(weights, MEMBERS, strict=True))
-    np.testing.assert_allclose(combine(members, weights, CLASSES), np.log(mixed))
-    mean = sum(w * members[name] for w, name in zip(weights, MEMBERS, strict=True))
-    np.testing.assert_allclose(combine(members, weights, NUMBER), mean)
+    weights = rng.dirichlet(np.ones(len(MEMBERS)))
+    temperatures = rng.uniform(0.5, 3, len(MEMBERS))
+    said = {name: rng.normal(size=(6, 3)) for name in MEMBERS}
+    mixed = sum(w * softmax(said[name] / t, axis=1) for w, t, name in zip(weights, temperatures, MEMBERS, strict=True))
+    np.testing.assert_allclose(combine(said, weights, temperatures, CLASSES), np.log(mixed))
+    mean = sum(w * said[name] for w, name in zip(weights, MEMBERS, strict=True))
+    np.testing.assert_allclose(combine(said, weights, np.ones(len(MEMBERS)), NUMBER), mean)
+
+
+def test_a_member_that_is_too_sure_of_itself_is_cooled_down():
+    rng = np.random.default_rng(13)
+    truth = 2 * rng.normal(size=(4000, 3))
+    targets = np.array([rng.choice(3, p=p) for p in softmax(truth, axis=1)])
+    said = {name: truth * (1 + number) for number, name in enumerate(MEMBERS)}
+    groups = np.arange(4000)
+    found = fit.weigh(said, targets, groups, CLASSES)
+    np.testing.assert_allclose(found.temperatures, np.arange(1, len(MEMBERS) + 1), rtol=0.1)
+    np.testing.assert_allclose([*found.losses.values()], found.losses["network"], rtol=1e-6)
+    np.testing.assert_allclose(found.member_weights, 1 / len(MEMBERS), rtol=1e-4)
+    assert found.stretch.tolist() == [0, 1]
+    never_wrong = fit.weigh(dict.fromkeys(MEMBERS, np.eye(3)[targets]), targets, groups, CLASSES)
+    np.testing.assert_allclose(never_wrong.temperatures, fit.TEMPERATURES[0], rtol=1e-3)
+
+
+def test_numbers_that_say_too_little_are_spread_out_as_far_as_there_are_groups_to_tell():
+    rng = np.random.default_rng(14)
+    truth = rng.normal(size=3000)
+    said = dict.fromkeys(MEMBERS, (5 + truth / 1.5 + 0.01 * rng.normal(size=3000))[:, None])
+    many = fit.weigh(said, truth + 5, np.arange(3000), NUMBER)
+    np.testing.assert_allclose(many.stretch, [5 + truth.mean() / 1.5, 1.5], rtol=0.01)
+    np.testing.assert_allclose(many.apply(said, NUMBER)[:, 0], truth + 5, atol=0.1)
+    few = fit.weigh(said, truth + 5, np.arange(3000) % fit.STRETCHED_FROM, NUMBER)
+    np.testing.assert_allclose(few.stretch[1], 1.25, rtol=0.01)
+    assert (few.temperatures == 1).all()
+    right = dict.fromkeys(MEMBERS, truth[:, None])
+    np.testing.assert_allclose(fit.weigh(right, truth, np.arange(3000), NUMBER).stretch[1], 1, atol=1e-3)
+    wanted = combine(said, few.member_weights, few.temperatures, NUMBER)
+    np.testing.assert_allclose(few.apply(said, NUMBER), few.stretch[0] + few.stretch[1] * (wanted - few.stretch[0]))
 
 
 @pytest.mark.parametrize(
@@ -187,8 +255,8 @@ def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_p
     np.testing.assert_allclose(shuffled, said[order], rtol=1e-5, atol=1e-6)
     if target.quantiles:
         for name, of_member in ensemble.members(val.network, val.draws, val.vectors, target).items():
-            # Those of the network may cross: `Target.decode` puts them in order.
-            assert name == "network" or (np.diff(of_member, axis=1) >= 0).all(), name
+            # Those of the network and of boosting may cross: `Target.decode` puts them in order.
+            assert name in ("network", "boosting") or (np.diff(of_member, axis=1) >= 0).all(), name
 
 
 def test_balanced_classes_speak_with_their_weights(few_trees):
@@ -196,13 +264,15 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
     train = a_part(rng, CLASSES)
     train = dataclasses.replace(train, targets=np.where(np.arange(60) < 50, 0, 1 + np.arange(60) % 2))
     balanced = dataclasses.replace(CLASSES, class_weights=(60 / 150, 4.0, 4.0))
+    new = a_part(rng, CLASSES)
     said = {}
     for target in (CLASSES, balanced):
         ensemble, _ = fit.fit_ensemble(train, [(train, train)], target, seed=0)
-        members = ensemble.members(train.network, train.draws, train.vectors, target)
-        said[target] = np.exp(log_softmax(members["linear"], axis=1))[:, 0].mean()
+        found = ensemble.members(new.network, new.draws, new.vectors, target)
+        said[target] = {name: softmax(of, axis=1)[:, 0].mean() for name, of in found.items() if name != "network"}
         assert log_shares(np.zeros((1, 1)))[0, 0] == 0
-    assert said[balanced] < said[CLASSES] - 0.2
+    for name, plain in said[CLASSES].items():
+        assert said[balanced][name] < plain - 0.02, name
 
 
 @pytest.mark.parametrize("target", [NUMBER, CLASSES])
@@ -213,25 +283,36 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
     alone, _ = fit.fit_ensemble(everything, folds[:1], target, seed=0)
     ensemble, together = fit.fit_ensemble(everything, folds, target, seed=0)
     assert (alone.scores["samples"], ensemble.scores["samples"]) == (20, 35)
-    losses = {name: [] for name in MEMBERS}
-    wanted_of_all = []
+    said = []
     for fitted_to, of in folds:
         without, _ = fit.fit_ensemble(fitted_to, folds[:1], target, seed=0)
-        members = without.members(of.network, of.draws, of.vectors, target)
-        wanted_of_all.append(combine(members, ensemble.member_weights, target))
-        for name, said in members.items():
-            if target.classes:
-                losses[name] += list(-log_softmax(said, axis=1)[np.arange(len(said)), of.targets])
-            else:
-                losses[name] += list(np.abs(said[:, 0] - of.targets) * 2.0)  # a z-score is in units of 2
-    mean = np.array([np.mean(losses[name]) for name in MEMBERS])
-    np.testing.assert_allclose([ensemble.scores[name] for name in MEMBERS], mean)
-    wanted = mean**-fit.SHARPNESS
+        said.append(without.members(of.network, of.draws, of.vectors, target))
+    both = {name: np.concatenate([of[name] for of in said]) for name in MEMBERS}
+    truth = np.concatenate([of.targets for _, of in folds])
+    losses = []
+    for number, name in enumerate(MEMBERS):
+        if target.classes:
+            logs = log_softmax(both[name] / ensemble.temperatures[number], axis=1)
+            losses.append(-logs[np.arange(35), truth].mean())
+            for other in (0.9, 1.1):
+                near = np.clip(ensemble.temperatures[number] * other, *fit.TEMPERATURES)
+                worse = log_softmax(both[name] / near, axis=1)
+                assert -worse[np.arange(35), truth].mean() >= losses[-1] - 1e-4
+        else:
+            losses.append(np.abs(both[name][:, 0] - truth).mean() * 2.0)  # a z-score is in units of 2
+    np.testing.assert_allclose([ensemble.scores[name] for name in MEMBERS], losses)
+    wanted = np.array(losses) ** -fit.SHARPNESS
     np.testing.assert_allclose(ensemble.member_weights, wanted / wanted.sum())
-    assert not np.allclose(ensemble.member_weights, alone.member_weights)
-    np.testing.assert_allclose(together, np.concatenate(wanted_of_all), rtol=1e-5)
-    for name in ("slope", "intercept", "targets"):
-        np.testing.assert_array_equal(getattr(ensemble, name), getattr(alone, name), err_msg="fitted to all of them")
+    # A sample is not among those that weigh what is said of it.
+    by_other = [fit.weigh(said[i], folds[i][1].targets, folds[i][1].groups, target) for i in (1, 0)]
+    of_each = [by_other[i].apply(said[i], target) for i in range(2)]
+    np.testing.assert_allclose(together, np.concatenate(of_each), rtol=1e-5)
+    for name in ("member_weights", "temperatures", "stretch"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(by_other[1], name))
+    for name in ("slope", "intercept"):
+        own, other = (getattr(of.linear, name) for of in (ensemble, alone))
+        np.testing.assert_array_equal(own, other, err_msg="fitted to all of them")
+    np.testing.assert_array_equal(ensemble.targets, alone.targets)
 
 
 @pytest.mark.parametrize("classifier", [False, True])
@@ -257,7 +338,7 @@ def test_folds_are_predicted_by_networks_that_did_not_see_them(synthetic_folder,
 
     def network(of) -> np.ndarray:
         everything = add._part(loaded, of, add._labelled(of))
-        rest, held_out, _ = add._left_out(loaded, of, everything, folds[0])
+        rest, held_out, _ = add._left_out(loaded, of, everything, folds[0], epochs=1)
         assert len(rest.draws) + len(held_out.draws) == len(everything.draws)
         np.testing.assert_array_equal(held_out.targets, everything.targets[folds[0]])
         return held_out.network
@@ -286,7 +367,7 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
     best = tmp_path / "run" / "best"
     alone = checkpoint.load(best)
     assert alone.spec.target is not None
-    add.add_ensemble(best, plan)
+    add.add_ensemble(best, plan, epochs=1)
     loaded = checkpoint.load(best)
     assert loaded.ensemble is not None
     assert len(loaded.ensemble.networks) == 3
@@ -300,19 +381,18 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
         one.model.load_state_dict(own | {name: torch.from_numpy(array) for name, array in heads.items()})
         said.append(predict_samples(dataclasses.replace(one, ensemble=None), plan.dataset, ids))
         assert not np.allclose(said[-1], said[0]), "it learned nothing"
-    networks_only = dataclasses.replace(loaded.ensemble, member_weights=np.array([1.0, 0, 0, 0]))
+    only = np.array([1.0, *[0] * (len(MEMBERS) - 1)])
+    as_it_is = {"temperatures": np.ones(len(MEMBERS)), "stretch": np.array([0.0, 1.0])}
+    networks_only = dataclasses.replace(loaded.ensemble, member_weights=only, **as_it_is)
     together = predict_samples(dataclasses.replace(loaded, ensemble=networks_only), plan.dataset, ids)
     mean = np.mean(said, axis=0)
     np.testing.assert_allclose(together, log_softmax(mean, axis=1) if classifier else mean, rtol=1e-4, atol=1e-5)
 
     everything = add._part(alone, plan, ids)
-    wanted = {}
-    for fold in add._folds(plan, alone.spec.target):
-        rest, part, _ = add._left_out(alone, plan, everything, fold)
-        without, _ = fit.fit_ensemble(rest, [(rest, part)], alone.spec.target, seed=plan.loop.seed)
-        members = without.members(part.network, part.draws, part.vectors, alone.spec.target)
-        outputs = combine(members, loaded.ensemble.member_weights, alone.spec.target)
-        wanted |= dict(zip([ids[i] for i in fold], outputs, strict=True))
+    folds = add._folds(plan, alone.spec.target)
+    left_out = [add._left_out(alone, plan, everything, fold, epochs=1)[:2] for fold in folds]
+    _, outputs = fit.fit_ensemble(everything, left_out, alone.spec.target, seed=plan.loop.seed)
+    wanted = dict(zip([ids[i] for fold in folds for i in fold], outputs, strict=True))
     outputs = np.array([wanted[s] for s in plan.split.val])
     kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
     assert kept["SampleID"].tolist() == plan.split.val

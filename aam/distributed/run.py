@@ -79,7 +79,7 @@ def complete_ensemble(plan: RunPlan, home: str, best: Path) -> None:
     # Here and not above: it takes seconds, which the processes that train should not.
     from aam.ensemble.add import add_ensemble
 
-    print(add_ensemble(best, plan), flush=True)
+    print(add_ensemble(best, plan, len(history(home))), flush=True)
     if home != str(plan.output_dir):
         kept = reported(home)
         assert kept is not None, "its best checkpoint was just copied from there"

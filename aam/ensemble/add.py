@@ -13,7 +13,8 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
 from aam.data.split import Split
-from aam.ensemble.fit import Part, describe, fit_ensemble
+from aam.ensemble.fit import describe, fit_ensemble
+from aam.ensemble.members import Part
 from aam.plan import RunPlan
 from aam.predict.samples import fixed_draws, heads_of, open_cache, predict_samples
 from aam.task import build_task
@@ -26,7 +27,7 @@ from aam.training.step import autocast_of
 from aam.training.targets import Target
 
 
-def add_ensemble(best: Path, plan: RunPlan) -> str:
+def add_ensemble(best: Path, plan: RunPlan, epochs: int) -> str:
     """Fit an ensemble to a trained network, put it into its checkpoint, and write its validation predictions.
 
     Parameters
@@ -35,6 +36,8 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
         Checkpoint of stage 2.
     plan : RunPlan
         Of the run that it is of.
+    epochs : int
+        How many the run had.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def add_ensemble(best: Path, plan: RunPlan) -> str:
     everything = _part(loaded, plan, _labelled(plan))
     folds = _folds(plan, target)
     if folds:
-        trained = [_left_out(loaded, plan, everything, fold) for fold in folds]
+        trained = [_left_out(loaded, plan, everything, fold, epochs) for fold in folds]
         left_out, networks = [(rest, part) for rest, part, _ in trained], [network for _, _, network in trained]
     else:
         train, val = np.split(np.arange(len(everything.targets)), [len(plan.split.train)])
@@ -96,11 +99,12 @@ def _folds(plan: RunPlan, target: Target) -> list[np.ndarray]:
 
 
 def _left_out(
-    loaded: Checkpoint, plan: RunPlan, everything: Part, held_out: np.ndarray
+    loaded: Checkpoint, plan: RunPlan, everything: Part, held_out: np.ndarray, epochs: int
 ) -> tuple[Part, Part, dict[str, np.ndarray]]:
     """The other samples and those of a fold, of which a network speaks that was trained without them; and the network.
 
-    It is trained as the run's was, up to the same share of its updates.
+    It is trained as long as the run's was, of which the best epoch was kept: a fold is not asked for its own. Where the
+    learning rate has come down to 0, the last epoch is a little better than one that a few groups choose (NOTES.md).
     """
     print(f"ensemble: training without {len(held_out)} of {len(everything.targets)} samples", flush=True)
     rest = np.setdiff1d(np.arange(len(everything.targets)), held_out)
@@ -109,7 +113,7 @@ def _left_out(
     # They are not asked when to stop.
     without = dataclasses.replace(plan, split=split, loop=dataclasses.replace(plan.loop, patience=plan.loop.epochs))
     task = dataclasses.replace(build_task(without, _device()), verbose=False, bar_file=io.StringIO())
-    fit(task, until=max(1, round(loaded.metrics["epoch"] / plan.epochs * without.epochs)))
+    fit(task, until=max(1, round(epochs / plan.epochs * without.epochs)))
     network = _part(dataclasses.replace(loaded, model=task.model), without, split.val).network
     heads = heads_of(task.model)
     return _take(everything, rest), dataclasses.replace(_take(everything, held_out), network=network), heads
@@ -117,7 +121,11 @@ def _left_out(
 
 def _take(part: Part, rows: np.ndarray) -> Part:
     return dataclasses.replace(
-        part, draws=[part.draws[i] for i in rows], targets=part.targets[rows], network=part.network[rows]
+        part,
+        draws=[part.draws[i] for i in rows],
+        targets=part.targets[rows],
+        groups=part.groups[rows],
+        network=part.network[rows],
     )
 
 
@@ -143,4 +151,5 @@ def _part(loaded: Checkpoint, plan: RunPlan, sample_ids: list[str]) -> Part:
     )
     assert loaded.spec.target is not None
     targets = loaded.spec.target.encode([plan.targets[s] for s in sample_ids])
-    return Part(draws=fixed_draws(batches), vectors=vectors, targets=targets, network=network)
+    groups = np.array([plan.groups.get(s, "") for s in sample_ids])  # not known without folds: one
+    return Part(draws=fixed_draws(batches), vectors=vectors, targets=targets, groups=groups, network=network)

@@ -1,4 +1,4 @@
-"""The network, or several, two forests and a linear model as one predictor; how it is applied and stored.
+"""The network, or several, and what stands beside it as one predictor; how it is applied and stored.
 
 Shape letters: n samples, m training samples, G groups, O outputs.
 """
@@ -16,14 +16,20 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
 
 from aam.data.batches import Draw
-from aam.data.composition import centred_log_ratios
-from aam.ensemble.forest import Forest, weighted_quantile
 from aam.ensemble.groups import Groups, log_shares
+from aam.ensemble.linear import Linear, linear_inputs
+from aam.ensemble.trees import BoostedTrees, Forest, weighted_quantile
 from aam.training.checkpoint import ENSEMBLE
 from aam.training.targets import Target
 
-MEMBERS = ("network", "asv_forest", "group_forest", "linear")
-_PARTS = {"groups": Groups, "asv_forest": Forest, "group_forest": Forest}
+MEMBERS = ("network", "asv_forest", "group_forest", "boosting", "linear")
+_PARTS = {
+    "groups": Groups,
+    "asv_forest": Forest,
+    "group_forest": Forest,
+    "boosting": BoostedTrees,
+    "linear": Linear,
+}
 _NETWORK = "network."
 _BLOCK = 512
 """Samples at a time: their weights on all training samples are held."""
@@ -38,18 +44,24 @@ class Ensemble:
     """Random forest on the known ASVs, each by itself."""
     group_forest: Forest
     """Extremely randomised trees on all groups."""
+    boosting: BoostedTrees
+    """Gradient boosting on the known ASVs that most training samples have."""
+    boosted: np.ndarray
+    """int32: which of the groups these ASVs are."""
+    linear: Linear
+    """On all groups."""
     targets: np.ndarray
     """float64 [m]: what the model learns of the training samples: transformed numbers, or codes of classes."""
     class_weights: np.ndarray
     """float64 [classes]: of the training samples in the forests; empty for a number."""
-    mean: np.ndarray
-    """float32 [G]: of the linear model's inputs, the centred log-ratios of the groups."""
-    slope: np.ndarray
-    """float32 [G, O]"""
-    intercept: np.ndarray
-    """float64 [O]"""
     member_weights: np.ndarray
     """float64 [members]: in the order of `MEMBERS`; they sum to 1."""
+    temperatures: np.ndarray
+    """float64 [members]: what the scores of classes are divided by, so that probabilities are what comes true; 1 for
+    numbers."""
+    stretch: np.ndarray
+    """float64 [2]: about which number, and by how much, a predicted number is spread out, as a mean of members says too
+    little of what is far from the mean; 0 and 1 for classes."""
     scores: dict[str, float]
     """Loss of each member, and of all together, on the samples that weighed them, and how many these are."""
     networks: tuple[Mapping[str, np.ndarray], ...] = ()
@@ -79,20 +91,21 @@ class Ensemble:
         for start in range(0, len(network), _BLOCK):
             rows = slice(start, start + _BLOCK)
             members = self.members(network[rows], draws[rows], vectors, target)
-            combined[rows] = combine(members, self.member_weights, target)
-        return combined
+            combined[rows] = combine(members, self.member_weights, self.temperatures, target)
+        return stretched(combined, self.stretch)
 
     def members(
         self, network: np.ndarray, draws: Sequence[Draw], vectors: np.ndarray, target: Target
     ) -> dict[str, np.ndarray]:
         """Outputs of each member, float64 [n, O]; see `outputs`."""
         shares_nG = self.groups.shares(draws, vectors)
-        shares = log_shares(shares_nG)
+        logs = log_shares(shares_nG)
         return {
             "network": network.astype(np.float64),
-            "asv_forest": self._of_forest(self.asv_forest, shares[:, self.groups.are_single], target),
-            "group_forest": self._of_forest(self.group_forest, shares, target),
-            "linear": (linear_inputs(shares_nG, draws) - self.mean) @ self.slope.astype(np.float64) + self.intercept,
+            "asv_forest": self._of_forest(self.asv_forest, logs[:, self.groups.are_single], target),
+            "group_forest": self._of_forest(self.group_forest, logs, target),
+            "boosting": self.boosting.outputs(logs[:, self.boosted]),
+            "linear": self.linear.outputs(linear_inputs(shares_nG, draws)),
         }
 
     def _of_forest(self, forest: Forest, features: np.ndarray, target: Target) -> np.ndarray:
@@ -121,30 +134,45 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: Path) -> Ensemble:
-        """Read that of a checkpoint which has one."""
+        """Read that of a checkpoint which has one.
+
+        Raises
+        ------
+        ValueError
+            Where it has other members: another version of AAM wrote it.
+        """
         with safe_open(folder / ENSEMBLE, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             scores = json.loads(file.metadata()["scores"])
-        parts = {
-            name: kind(**{f.name: arrays.pop(f"{name}.{f.name}") for f in fields(kind)})
-            for name, kind in _PARTS.items()
-        }
-        networks: dict[int, dict[str, np.ndarray]] = {}
-        for name in [name for name in arrays if name.startswith(_NETWORK)]:
-            number, parameter = name.removeprefix(_NETWORK).split(".", 1)
-            networks.setdefault(int(number), {})[parameter] = arrays.pop(name)
-        return cls(scores=scores, networks=tuple(networks[i] for i in sorted(networks)), **parts, **arrays)
+        try:
+            parts = {
+                name: kind(**{f.name: arrays.pop(f"{name}.{f.name}") for f in fields(kind)})
+                for name, kind in _PARTS.items()
+            }
+            networks: dict[int, dict[str, np.ndarray]] = {}
+            for name in [name for name in arrays if name.startswith(_NETWORK)]:
+                number, parameter = name.removeprefix(_NETWORK).split(".", 1)
+                networks.setdefault(int(number), {})[parameter] = arrays.pop(name)
+            return cls(scores=scores, networks=tuple(networks[i] for i in sorted(networks)), **parts, **arrays)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder / ENSEMBLE}: another version of AAM wrote it, with other members ({error}): delete it, and "
+                "train once more with --resume, which fits it anew"
+            ) from None
 
 
-def linear_inputs(shares_nG: np.ndarray, draws: Sequence[Draw]) -> np.ndarray:
-    """What the linear model reads of groups, centred log-ratios of their reads: float32 [n, G]."""
-    depths = np.array([reads.sum() for _, reads in draws])
-    return centred_log_ratios(shares_nG * depths[:, None]).astype(np.float32)
-
-
-def combine(members: dict[str, np.ndarray], weights: np.ndarray, target: Target) -> np.ndarray:
+def combine(
+    members: Mapping[str, np.ndarray], weights: np.ndarray, temperatures: np.ndarray, target: Target
+) -> np.ndarray:
     """Weighted mean of what the members say, of probabilities where it is classes: float64 [n, O]."""
     stacked = np.stack([members[name] for name in MEMBERS])
     if not target.classes:
         return np.tensordot(weights, stacked, axes=1)
-    return np.asarray(logsumexp(log_softmax(stacked, axis=2), axis=0, b=weights[:, None, None]))
+    logs = log_softmax(stacked / temperatures[:, None, None], axis=2)
+    return np.asarray(logsumexp(logs, axis=0, b=weights[:, None, None]))
+
+
+def stretched(outputs: np.ndarray, stretch: np.ndarray) -> np.ndarray:
+    """Outputs [n, O] spread out by a factor about a number; see `Ensemble.stretch`."""
+    centre, factor = stretch
+    return (centre + factor * (outputs - centre)).astype(outputs.dtype) if factor != 1 else outputs

@@ -165,7 +165,7 @@ def _of_network(run: Run) -> list[Html]:
         return []
     share = run.best.ensemble.member_weights[MEMBERS.index("network")]
     text = (
-        f"All of this is of the network alone, which counts {share:.0%} in the ensemble: what its forests and its "
+        f"All of this is of the network alone, which counts {share:.0%} in the ensemble: what its trees and its "
         "linear model look at is not in it."
     )
     return [element("p", text, class_="warning")]

@@ -1,6 +1,6 @@
-"""A forest as arrays: no pickle, and no scikit-learn to apply it.
+"""Trees as arrays: no pickle, and no scikit-learn to apply them.
 
-Shape letters: n samples, m training samples, T trees, N nodes of all trees, F features.
+Shape letters: n samples, m training samples, T trees, N nodes of all trees, F features, O outputs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ import scipy.sparse as sp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forest:
-    """Binary trees, and the leaf in which each training sample lies.
-
-    A new sample is like the training samples of its leaves (Meinshausen 2006, J Mach Learn Res 7:983): their targets,
-    weighted, give the median and any other quantile of a number, and the probabilities of classes.
-    """
+class Trees:
+    """Binary trees."""
 
     roots: np.ndarray
     """int32 [T]: root of each tree."""
@@ -29,8 +25,6 @@ class Forest:
     """int32 [N]"""
     right: np.ndarray
     """int32 [N]"""
-    leaves: np.ndarray
-    """int32 [m, T]: leaves of the training samples."""
 
     def apply(self, features_nF: np.ndarray) -> np.ndarray:
         """Leaf of each sample in each tree: int32 [n, T].
@@ -51,6 +45,18 @@ class Forest:
             rows, columns = rows[inner], columns[inner]
         return at
 
+
+@dataclass(frozen=True, kw_only=True)
+class Forest(Trees):
+    """Trees that do not know of each other, and the leaf in which each training sample lies.
+
+    A new sample is like the training samples of its leaves (Meinshausen 2006, J Mach Learn Res 7:983): their targets,
+    weighted, give the median and any other quantile of a number, and the probabilities of classes.
+    """
+
+    leaves: np.ndarray
+    """int32 [m, T]: leaves of the training samples."""
+
     def weights(self, features_nF: np.ndarray) -> np.ndarray:
         """How much each training sample counts for each sample: float64 [n, m], rows sum to 1."""
         own, theirs = self._one_hot(self.apply(features_nF)), self._one_hot(self.leaves)
@@ -60,6 +66,23 @@ class Forest:
     def _one_hot(self, leaves: np.ndarray) -> sp.csr_matrix:
         n, T = leaves.shape
         return sp.csr_matrix((np.ones(n * T), leaves.ravel(), np.arange(0, n * T + 1, T)), (n, len(self.feature)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoostedTrees(Trees):
+    """Trees each of which corrects those before it (Friedman 2001, Ann Stat 29:1189)."""
+
+    value: np.ndarray
+    """float64 [N]: what a leaf adds."""
+    output: np.ndarray
+    """int32 [T]: the output that a tree adds to."""
+    start: np.ndarray
+    """float64 [O]: outputs before the first tree."""
+
+    def outputs(self, features_nF: np.ndarray) -> np.ndarray:
+        """Numbers or their quantiles, or scores of classes: float64 [n, O]."""
+        added_nT = self.value[self.apply(features_nF)]
+        return self.start + added_nT @ (self.output[:, None] == np.arange(len(self.start))).astype(np.float64)
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, quantile: float) -> np.ndarray:
