@@ -64,9 +64,17 @@ def some_samples(rng, n: int, asvs: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def a_part(rng, target: Target, n: int = 60, asvs: int = 40) -> members.Part:
     vectors = np.random.default_rng(5).normal(size=(asvs, 6)).astype(np.float32)
     targets = rng.integers(0, 3, n) if target.classes else rng.normal(size=n)
-    network = rng.normal(size=(n, target.outputs)).astype(np.float32)
     draws, groups = some_samples(rng, n, asvs), rng.integers(0, 6, n)
-    return members.Part(draws=draws, vectors=vectors, targets=targets, groups=groups, network=network)
+    return members.Part(draws=draws, vectors=vectors, targets=targets, groups=groups)
+
+
+def a_fold(rng, target: Target, fitted: members.Part, n: int = 60) -> fit.Fold:
+    network = rng.normal(size=(n, target.outputs)).astype(np.float32)
+    return fit.Fold(fitted=fitted, left_out=a_part(rng, target, n=n), network=network)
+
+
+def members_of(ensemble: Ensemble, fold: fit.Fold, target: Target) -> dict[str, np.ndarray]:
+    return ensemble.members(fold.network, fold.left_out.draws, fold.left_out.vectors, target)
 
 
 @pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesClassifier])
@@ -112,13 +120,15 @@ def test_groups_are_nested_and_new_asvs_count_for_the_nearest():
 def test_the_linear_models_are_scikit_learn_s(few_trees):
     for target in (NUMBER, CLASSES):
         rng = np.random.default_rng(2)
-        train, val = a_part(rng, target), a_part(rng, target)
-        ensemble, _ = fit.fit_ensemble(train, [(train, val)], target, seed=0)
+        train = a_part(rng, target)
+        fold = a_fold(rng, target, train)
+        ensemble = members.fit_members(train, target, seed=0)
         own, other = (
-            linear_inputs(ensemble.groups.shares(part.draws, part.vectors), part.draws) for part in (train, val)
+            linear_inputs(ensemble.groups.shares(part.draws, part.vectors), part.draws)
+            for part in (train, fold.left_out)
         )
         scaler = StandardScaler().fit(own)
-        said = ensemble.members(val.network, val.draws, val.vectors, target)["linear"]
+        said = members_of(ensemble, fold, target)["linear"]
         if target.classes:
             model = LogisticRegression(C=members.PENALTY, max_iter=500).fit(scaler.transform(own), train.targets)
             np.testing.assert_allclose(softmax(said, axis=1), model.predict_proba(scaler.transform(other)), atol=1e-5)
@@ -238,23 +248,25 @@ def test_numbers_that_say_too_little_are_spread_out_as_far_as_there_are_groups_t
 )
 def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_path):
     rng = np.random.default_rng(6)
-    train, val = a_part(rng, target), a_part(rng, target)
+    train = a_part(rng, target)
+    fold = a_fold(rng, target, train)
+    val = fold.left_out
     networks = [{"head.weight": rng.normal(size=(2, number + 1)).astype(np.float32)} for number in range(11)]
-    ensemble, _ = fit.fit_ensemble(train, [(train, val)], target, seed=0, networks=networks)
+    ensemble, _ = fit.fit_ensemble(train, [fold], target, seed=0, networks=networks)
     assert ensemble.member_weights.sum() == pytest.approx(1)
-    said = ensemble.outputs(val.network, val.draws, val.vectors, target)
+    said = ensemble.outputs(fold.network, val.draws, val.vectors, target)
     assert said.shape == (60, target.outputs)
     ensemble.save(tmp_path)
     loaded = Ensemble.load(tmp_path)
     assert loaded.scores == ensemble.scores
     for own, given in zip(loaded.networks, networks, strict=True):
         np.testing.assert_equal(own, given)
-    np.testing.assert_array_equal(loaded.outputs(val.network, val.draws, val.vectors, target), said)
+    np.testing.assert_array_equal(loaded.outputs(fold.network, val.draws, val.vectors, target), said)
     order = rng.permutation(60)
-    shuffled = loaded.outputs(val.network[order], [val.draws[i] for i in order], val.vectors, target)
+    shuffled = loaded.outputs(fold.network[order], [val.draws[i] for i in order], val.vectors, target)
     np.testing.assert_allclose(shuffled, said[order], rtol=1e-5, atol=1e-6)
     if target.quantiles:
-        for name, of_member in ensemble.members(val.network, val.draws, val.vectors, target).items():
+        for name, of_member in members_of(ensemble, fold, target).items():
             # Those of the network and of boosting may cross: `Target.decode` puts them in order.
             assert name in ("network", "boosting") or (np.diff(of_member, axis=1) >= 0).all(), name
 
@@ -264,11 +276,10 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
     train = a_part(rng, CLASSES)
     train = dataclasses.replace(train, targets=np.where(np.arange(60) < 50, 0, 1 + np.arange(60) % 2))
     balanced = dataclasses.replace(CLASSES, class_weights=(60 / 150, 4.0, 4.0))
-    new = a_part(rng, CLASSES)
+    new = a_fold(rng, CLASSES, train)
     said = {}
     for target in (CLASSES, balanced):
-        ensemble, _ = fit.fit_ensemble(train, [(train, train)], target, seed=0)
-        found = ensemble.members(new.network, new.draws, new.vectors, target)
+        found = members_of(members.fit_members(train, target, seed=0), new, target)
         said[target] = {name: softmax(of, axis=1)[:, 0].mean() for name, of in found.items() if name != "network"}
         assert log_shares(np.zeros((1, 1)))[0, 0] == 0
     for name, plain in said[CLASSES].items():
@@ -279,16 +290,13 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
 def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few_trees):
     rng = np.random.default_rng(8)
     everything = a_part(rng, target)
-    folds = [(a_part(rng, target, n=40), a_part(rng, target, n=n)) for n in (20, 15)]
+    folds = [a_fold(rng, target, a_part(rng, target, n=40), n) for n in (20, 15)]
     alone, _ = fit.fit_ensemble(everything, folds[:1], target, seed=0)
     ensemble, together = fit.fit_ensemble(everything, folds, target, seed=0)
     assert (alone.scores["samples"], ensemble.scores["samples"]) == (20, 35)
-    said = []
-    for fitted_to, of in folds:
-        without, _ = fit.fit_ensemble(fitted_to, folds[:1], target, seed=0)
-        said.append(without.members(of.network, of.draws, of.vectors, target))
+    said = [members_of(members.fit_members(fold.fitted, target, seed=0), fold, target) for fold in folds]
     both = {name: np.concatenate([of[name] for of in said]) for name in MEMBERS}
-    truth = np.concatenate([of.targets for _, of in folds])
+    truth = np.concatenate([fold.left_out.targets for fold in folds])
     losses = []
     for number, name in enumerate(MEMBERS):
         if target.classes:
@@ -304,7 +312,7 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
     wanted = np.array(losses) ** -fit.SHARPNESS
     np.testing.assert_allclose(ensemble.member_weights, wanted / wanted.sum())
     # A sample is not among those that weigh what is said of it.
-    by_other = [fit.weigh(said[i], folds[i][1].targets, folds[i][1].groups, target) for i in (1, 0)]
+    by_other = [fit.weigh(said[i], folds[i].left_out.targets, folds[i].left_out.groups, target) for i in (1, 0)]
     of_each = [by_other[i].apply(said[i], target) for i in range(2)]
     np.testing.assert_allclose(together, np.concatenate(of_each), rtol=1e-5)
     for name in ("member_weights", "temperatures", "stretch"):
@@ -338,10 +346,10 @@ def test_folds_are_predicted_by_networks_that_did_not_see_them(synthetic_folder,
 
     def network(of) -> np.ndarray:
         everything = add._part(loaded, of, add._labelled(of))
-        rest, held_out, _ = add._left_out(loaded, of, everything, folds[0], epochs=1)
-        assert len(rest.draws) + len(held_out.draws) == len(everything.draws)
-        np.testing.assert_array_equal(held_out.targets, everything.targets[folds[0]])
-        return held_out.network
+        fold, _ = add._left_out(loaded, of, everything, folds[0], epochs=1)
+        assert len(fold.fitted.draws) + len(fold.left_out.draws) == len(everything.draws)
+        np.testing.assert_array_equal(fold.left_out.targets, everything.targets[folds[0]])
+        return fold.network
 
     said = network(plan)
 
@@ -390,7 +398,7 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
 
     everything = add._part(alone, plan, ids)
     folds = add._folds(plan, alone.spec.target)
-    left_out = [add._left_out(alone, plan, everything, fold, epochs=1)[:2] for fold in folds]
+    left_out = [add._left_out(alone, plan, everything, fold, epochs=1)[0] for fold in folds]
     _, outputs = fit.fit_ensemble(everything, left_out, alone.spec.target, seed=plan.loop.seed)
     wanted = dict(zip([ids[i] for fold in folds for i in fold], outputs, strict=True))
     outputs = np.array([wanted[s] for s in plan.split.val])

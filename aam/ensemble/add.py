@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
 from aam.data.split import Split
-from aam.ensemble.fit import describe, fit_ensemble
+from aam.ensemble.fit import Fold, describe, fit_ensemble
 from aam.ensemble.members import Part
 from aam.plan import RunPlan
 from aam.predict.samples import fixed_draws, heads_of, open_cache, predict_samples
@@ -48,18 +48,20 @@ def add_ensemble(best: Path, plan: RunPlan, epochs: int) -> str:
     target = loaded.spec.target
     assert target is not None
     everything = _part(loaded, plan, _labelled(plan))
-    folds = _folds(plan, target)
-    if folds:
-        trained = [_left_out(loaded, plan, everything, fold, epochs) for fold in folds]
-        left_out, networks = [(rest, part) for rest, part, _ in trained], [network for _, _, network in trained]
+    places = _folds(plan, target)
+    if places:
+        trained = [_left_out(loaded, plan, everything, place, epochs) for place in places]
+        folds, networks = [fold for fold, _ in trained], [network for _, network in trained]
     else:
         train, val = np.split(np.arange(len(everything.targets)), [len(plan.split.train)])
-        folds, left_out, networks = [val], [(_take(everything, train), _take(everything, val))], []
-    ensemble, said = fit_ensemble(everything, left_out, target, seed=plan.loop.seed, networks=networks)
+        said_of_val = _said_by_network(loaded, plan, plan.split.val, everything.vectors)
+        folds = [Fold(fitted=_take(everything, train), left_out=_take(everything, val), network=said_of_val)]
+        places, networks = [val], []
+    ensemble, said = fit_ensemble(everything, folds, target, seed=plan.loop.seed, networks=networks)
     ensemble.save(best)
     # In the end its members have learned from the validation samples too: what they said before is written.
-    before = np.empty_like(everything.network)
-    before[np.concatenate(folds)] = said
+    before = np.empty((len(everything.targets), target.outputs), np.float32)
+    before[np.concatenate(places)] = said
     of_val = slice(len(plan.split.train), None)
     arrays = EpochArrays(target=before[of_val], target_true=everything.targets[of_val])
     write_validation(plan.output_dir / VALIDATION, plan.split.val, arrays, target)
@@ -100,8 +102,8 @@ def _folds(plan: RunPlan, target: Target) -> list[np.ndarray]:
 
 def _left_out(
     loaded: Checkpoint, plan: RunPlan, everything: Part, held_out: np.ndarray, epochs: int
-) -> tuple[Part, Part, dict[str, np.ndarray]]:
-    """The other samples and those of a fold, of which a network speaks that was trained without them; and the network.
+) -> tuple[Fold, dict[str, np.ndarray]]:
+    """A fold, and the network that speaks of it, which is trained without it.
 
     It is trained as long as the run's was, of which the best epoch was kept: a fold is not asked for its own. Where the
     learning rate has come down to 0, the last epoch is a little better than one that a few groups choose (NOTES.md).
@@ -114,19 +116,18 @@ def _left_out(
     without = dataclasses.replace(plan, split=split, loop=dataclasses.replace(plan.loop, patience=plan.loop.epochs))
     task = dataclasses.replace(build_task(without, _device()), verbose=False, bar_file=io.StringIO())
     fit(task, until=max(1, round(epochs / plan.epochs * without.epochs)))
-    network = _part(dataclasses.replace(loaded, model=task.model), without, split.val).network
-    heads = heads_of(task.model)
-    return _take(everything, rest), dataclasses.replace(_take(everything, held_out), network=network), heads
+    trained = dataclasses.replace(loaded, model=task.model)
+    fold = Fold(
+        fitted=_take(everything, rest),
+        left_out=_take(everything, held_out),
+        network=_said_by_network(trained, plan, split.val, everything.vectors),
+    )
+    return fold, heads_of(task.model)
 
 
 def _take(part: Part, rows: np.ndarray) -> Part:
-    return dataclasses.replace(
-        part,
-        draws=[part.draws[i] for i in rows],
-        targets=part.targets[rows],
-        groups=part.groups[rows],
-        network=part.network[rows],
-    )
+    draws = [part.draws[i] for i in rows]
+    return dataclasses.replace(part, draws=draws, targets=part.targets[rows], groups=part.groups[rows])
 
 
 def _device() -> torch.device:
@@ -134,22 +135,38 @@ def _device() -> torch.device:
 
 
 def _part(loaded: Checkpoint, plan: RunPlan, sample_ids: list[str]) -> Part:
-    """Samples, with what the network says of them."""
+    """Samples, and vectors of their ASVs."""
     loop, device = plan.loop, _device()
-    autocast = autocast_of(loop.precision, device.type)
     batches = BatchPlan(
         dataset=plan.dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=loop.batch_size
     )
     loaded.model.to(device).eval()
     cache = open_cache(
-        loaded, plan.dataset, autocast, chunk_size=loop.asv_chunk_size or 1024, base_cache=loop.base_cache
+        loaded,
+        plan.dataset,
+        autocast_of(loop.precision, device.type),
+        chunk_size=loop.asv_chunk_size or 1024,
+        base_cache=loop.base_cache,
     )
     cache.fill([EpochBatches(batches, FIXED_DRAW)], verbose=False)
-    vectors = cache.vectors.rows
-    network = predict_samples(
-        loaded, plan.dataset, sample_ids, batch_size=loop.batch_size, device=device, autocast=autocast, vectors=vectors
-    )
     assert loaded.spec.target is not None
-    targets = loaded.spec.target.encode([plan.targets[s] for s in sample_ids])
-    groups = np.array([plan.groups.get(s, "") for s in sample_ids])  # not known without folds: one
-    return Part(draws=fixed_draws(batches), vectors=vectors, targets=targets, groups=groups, network=network)
+    return Part(
+        draws=fixed_draws(batches),
+        vectors=cache.vectors.rows,
+        targets=loaded.spec.target.encode([plan.targets[s] for s in sample_ids]),
+        groups=np.array([plan.groups.get(s, "") for s in sample_ids]),  # not known without folds: one
+    )
+
+
+def _said_by_network(loaded: Checkpoint, plan: RunPlan, sample_ids: list[str], vectors: np.ndarray) -> np.ndarray:
+    """What the network of a checkpoint says of samples: float32 [n, O]."""
+    loop, device = plan.loop, _device()
+    return predict_samples(
+        loaded,
+        plan.dataset,
+        sample_ids,
+        batch_size=loop.batch_size,
+        device=device,
+        autocast=autocast_of(loop.precision, device.type),
+        vectors=vectors,
+    )

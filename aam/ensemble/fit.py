@@ -38,9 +38,19 @@ class Weights:
         return stretched(combine(members, self.member_weights, self.temperatures, target), self.stretch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Samples that weigh the members, which are fitted to others for it."""
+
+    fitted: Part
+    left_out: Part
+    network: np.ndarray
+    """float32 [n, O]: what a network says of the samples left out, which it was not trained on."""
+
+
 def fit_ensemble(
     everything: Part,
-    left_out: Sequence[tuple[Part, Part]],
+    folds: Sequence[Fold],
     target: Target,
     *,
     seed: int,
@@ -52,9 +62,8 @@ def fit_ensemble(
     ----------
     everything : Part
         All samples, which the members learn from in the end.
-    left_out : sequence of (Part, Part)
-        Some of the samples, and others; what the network says of the latter it says without having been trained on
-        them. The members are fitted to the former and weighed by the latter, all alike.
+    folds : sequence of Fold
+        Of them; the samples left out of each weigh the members, all alike.
     target : Target
         What is predicted.
     seed : int
@@ -67,13 +76,13 @@ def fit_ensemble(
     ensemble : Ensemble
     said : ndarray of float32 [m, O]
         What it says of the samples left out, in their order, where its members are fitted without them; they are
-        weighed without them too, by the other parts, where there are any.
+        weighed without them too, by the other folds, where there are any.
     """
     ensemble = fit_members(everything, target, seed)
-    parts = [part for _, part in left_out]
+    parts = [fold.left_out for fold in folds]
     outputs = [
-        fit_members(rest, target, seed).members(part.network, part.draws, part.vectors, target)
-        for rest, part in left_out
+        fit_members(fold.fitted, target, seed).members(fold.network, part.draws, part.vectors, target)
+        for fold, part in zip(folds, parts, strict=True)
     ]
 
     def weigh_by(numbers: Sequence[int]) -> Weights:

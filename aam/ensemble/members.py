@@ -59,8 +59,6 @@ class Part:
     """float or int [n]: as the model learns them."""
     groups: np.ndarray
     """[n] of each: samples of a group go together, or each is its own."""
-    network: np.ndarray
-    """float32 [n, O]: what the network says of them."""
 
 
 def fit_members(train: Part, target: Target, seed: int) -> Ensemble:
