@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax, softmax
 from skbio.stats.composition import clr
 from sklearn.ensemble import (
@@ -269,6 +270,22 @@ def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_p
         for name, of_member in members_of(ensemble, fold, target).items():
             # Those of the network and of boosting may cross: `Target.decode` puts them in order.
             assert name in ("network", "boosting") or (np.diff(of_member, axis=1) >= 0).all(), name
+
+
+@pytest.mark.parametrize("fault", ["lacks", "has"])
+def test_an_ensemble_of_other_members_is_refused(fault, few_trees, tmp_path):
+    rng = np.random.default_rng(9)
+    train = a_part(rng, NUMBER)
+    members.fit_members(train, NUMBER, seed=0).save(tmp_path)
+    file = tmp_path / checkpoint.ENSEMBLE
+    arrays = load_file(file)
+    if fault == "lacks":
+        del arrays["boosting.value"]
+    else:
+        arrays["slope"] = np.zeros(3)
+    save_file(arrays, file, metadata={"scores": "{}"})
+    with pytest.raises(ValueError, match=r"another version of AAM wrote it.*delete it.*--resume"):
+        Ensemble.load(tmp_path)
 
 
 def test_balanced_classes_speak_with_their_weights(few_trees):
