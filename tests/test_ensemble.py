@@ -118,6 +118,21 @@ def test_groups_are_nested_and_new_asvs_count_for_the_nearest():
     assert len(Groups.cluster(vectors[:1]).chosen) == 1, "a single known ASV is a group"
 
 
+def test_known_asvs_by_themselves_are_told_from_those_near_to_them():
+    rng = np.random.default_rng(15)
+    vectors = rng.normal(size=(12, 16)).astype(np.float32)
+    groups = Groups.cluster(vectors[:8])
+    vectors[8] = vectors[3] * 1.005  # the same ASV, encoded in another precision
+    vectors[9] = vectors[3] * 1.05
+    draws = [(np.array([3, 8, 9, 10]), np.array([10, 20, 30, 40])), (np.array([0, 3]), np.array([1, 3]))]
+    shares, own = groups.shares_and_own(draws, vectors)
+    np.testing.assert_array_equal(shares, groups.shares(draws, vectors))
+    wanted = np.zeros((2, 8))
+    wanted[0, 3], wanted[1, 0], wanted[1, 3] = 0.3, 0.25, 0.75
+    np.testing.assert_allclose(own.toarray(), wanted)
+    assert shares[0, 3] >= np.float32(0.6), "for the groups, what is near counts"
+
+
 def test_the_linear_models_are_scikit_learn_s(few_trees):
     for target in (NUMBER, CLASSES):
         rng = np.random.default_rng(2)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
@@ -45,9 +46,9 @@ class Ensemble:
     group_forest: Forest
     """Extremely randomised trees on all groups."""
     boosting: BoostedTrees
-    """Gradient boosting on the known ASVs that most training samples have."""
+    """Gradient boosting on the known ASVs that most training samples have, without what is only near to them."""
     boosted: np.ndarray
-    """int32: which of the groups these ASVs are."""
+    """int32: which of the known ASVs these are."""
     linear: Linear
     """On all groups."""
     targets: np.ndarray
@@ -98,13 +99,13 @@ class Ensemble:
         self, network: np.ndarray, draws: Sequence[Draw], vectors: np.ndarray, target: Target
     ) -> dict[str, np.ndarray]:
         """Outputs of each member, float64 [n, O]; see `outputs`."""
-        shares_nG = self.groups.shares(draws, vectors)
+        shares_nG, own_nK = self.groups.shares_and_own(draws, vectors)
         logs = log_shares(shares_nG)
         return {
             "network": network.astype(np.float64),
             "asv_forest": self._of_forest(self.asv_forest, logs[:, self.groups.are_single], target),
             "group_forest": self._of_forest(self.group_forest, logs, target),
-            "boosting": self.boosting.outputs(logs[:, self.boosted]),
+            "boosting": self.boosting.outputs(boosting_inputs(own_nK, self.boosted)),
             "linear": self.linear.outputs(linear_inputs(shares_nG, draws)),
         }
 
@@ -159,6 +160,11 @@ class Ensemble:
                 f"{folder / ENSEMBLE}: another version of AAM wrote it, with other members ({error}): delete it, and "
                 "train once more with --resume, which fits it anew"
             ) from None
+
+
+def boosting_inputs(own_nK: sp.csr_matrix, boosted: np.ndarray) -> np.ndarray:
+    """What boosting reads: shares of some of the known ASVs, float32 [n, ASVs]."""
+    return own_nK[:, boosted].toarray().astype(np.float32)
 
 
 def combine(

@@ -13,10 +13,14 @@ import scipy.sparse as sp
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import cdist
 
+from aam.data.batches import Draw
 from aam.model.asv_groups import LEAST_SHARE
 
 _ROWS = 2048
 """ASVs that are compared with the known ones at a time."""
+_SAME = 0.02
+"""Vectors whose distance is at most this share of their length are of one ASV: the arithmetic makes differences of
+0.003 (bf16), another ASV of 0.06 or more (pmi, ibd)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Groups:
         """Which of the chosen groups are single ASVs: bool [G]."""
         return self.chosen < len(self.vectors)
 
-    def shares(self, draws: Sequence[tuple[np.ndarray, np.ndarray]], vectors: np.ndarray) -> np.ndarray:
+    def shares(self, draws: Sequence[Draw], vectors: np.ndarray) -> np.ndarray:
         """Share of each sample's reads that each group has; an ASV counts for the known one nearest to it.
 
         Parameters
@@ -65,18 +69,42 @@ class Groups:
         -------
         ndarray of float32 [n, G]
         """
+        return self.shares_and_own(draws, vectors)[0]
+
+    def shares_and_own(self, draws: Sequence[Draw], vectors: np.ndarray) -> tuple[np.ndarray, sp.csr_matrix]:
+        """Shares of the groups, and of the known ASVs by themselves.
+
+        Parameters
+        ----------
+        draws, vectors
+            As for `shares`.
+
+        Returns
+        -------
+        shares : ndarray of float32 [n, G]
+            See `shares`.
+        own : csr_matrix of float64 [n, K]
+            Share of each sample's reads that each known ASV has, without those that are only near to it.
+        """
         asvs_U, where = np.unique(np.concatenate([asvs for asvs, _ in draws]), return_inverse=True)
-        nearest_U = np.concatenate(
-            [
-                cdist(vectors[asvs_U[i : i + _ROWS]], self.vectors, "sqeuclidean").argmin(axis=1)
-                for i in range(0, len(asvs_U), _ROWS)
-            ]
-        )
-        sizes = [len(asvs) for asvs, _ in draws]
+        nearest_U, is_same_U = self._nearest(vectors[asvs_U])
         share = np.concatenate([reads / reads.sum() for _, reads in draws])
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        known_nK = sp.csr_matrix((share, nearest_U[where], starts), shape=(len(draws), len(self.vectors)))
-        return sp.csr_matrix(known_nK @ self._membership()).toarray().astype(np.float32)
+        starts = np.concatenate([[0], np.cumsum([len(asvs) for asvs, _ in draws])])
+        shape = (len(draws), len(self.vectors))
+        known_nK, own_nK = (
+            sp.csr_matrix((of, nearest_U[where], starts), shape=shape) for of in (share, share * is_same_U[where])
+        )
+        return sp.csr_matrix(known_nK @ self._membership()).toarray().astype(np.float32), own_nK
+
+    def _nearest(self, vectors_UD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Known ASV nearest to each, and whether it is the same one: int [U], bool [U]."""
+        nearest, distance = np.empty(len(vectors_UD), np.int64), np.empty(len(vectors_UD))
+        for start in range(0, len(vectors_UD), _ROWS):
+            rows = slice(start, start + _ROWS)
+            squares = cdist(vectors_UD[rows], self.vectors, "sqeuclidean")
+            nearest[rows] = squares.argmin(axis=1)
+            distance[rows] = np.sqrt(squares.min(axis=1))
+        return nearest, distance <= _SAME * np.linalg.norm(self.vectors, axis=1)[nearest]
 
     def _membership(self) -> sp.csr_matrix:
         """Which known ASVs [K] are in which of the chosen groups [G]."""

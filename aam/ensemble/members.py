@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
@@ -23,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
 from aam.data.composition import LEAST_SAMPLES, prevalent_asvs
-from aam.ensemble.ensemble import MEMBERS, Ensemble
+from aam.ensemble.ensemble import MEMBERS, Ensemble, boosting_inputs
 from aam.ensemble.groups import Groups, log_shares
 from aam.ensemble.linear import Linear, linear_inputs
 from aam.ensemble.trees import BoostedTrees, Forest
@@ -74,11 +75,11 @@ def fit_members(train: Part, target: Target, seed: int) -> Ensemble:
         Of the trees.
     """
     groups = _fit_groups(train)
-    shares = groups.shares(train.draws, train.vectors)
+    shares, own = groups.shares_and_own(train.draws, train.vectors)
     groups = replace(groups, chosen=_choose(shares))
     shares, single = shares[:, groups.chosen], groups.are_single
     logs = log_shares(shares)
-    boosted = _most_prevalent(shares, single)
+    boosted = _most_prevalent(own)
     weights = np.asarray(target.class_weights or [1.0] * len(target.classes))
     kinds = (
         (RandomForestClassifier, ExtraTreesClassifier)
@@ -89,7 +90,7 @@ def fit_members(train: Part, target: Target, seed: int) -> Ensemble:
         groups=groups,
         asv_forest=_fit_forest(kinds[0], logs[:, single], train.targets, seed, features_a_split="sqrt"),
         group_forest=_fit_forest(kinds[1], logs, train.targets, seed, features_a_split=0.1),
-        boosting=_fit_boosting(logs[:, boosted], train.targets, target, weights, seed),
+        boosting=_fit_boosting(boosting_inputs(own, boosted), train.targets, target, weights, seed),
         boosted=boosted,
         linear=_fit_linear(linear_inputs(shares, train.draws), train.targets, target, weights),
         targets=train.targets.astype(np.float64),
@@ -114,10 +115,10 @@ def _choose(shares: np.ndarray) -> np.ndarray:
     return np.sort(often[first]).astype(np.int32)
 
 
-def _most_prevalent(shares: np.ndarray, single: np.ndarray) -> np.ndarray:
-    """Single ASVs that most samples have, of all the chosen groups."""
-    present = (shares > 0).sum(axis=0)[single]
-    return np.flatnonzero(single)[np.argsort(-present, kind="stable")[:BOOSTED_ASVS]].astype(np.int32)
+def _most_prevalent(own_nK: sp.csr_matrix) -> np.ndarray:
+    """Known ASVs that most samples have."""
+    present = np.asarray((own_nK > 0).sum(axis=0)).ravel()
+    return np.argsort(-present, kind="stable")[:BOOSTED_ASVS].astype(np.int32)
 
 
 def _fit_forest(
@@ -157,7 +158,10 @@ def _fit_boosting(
 
 
 def _as_arrays(models: Sequence[Any], outputs: int) -> BoostedTrees:
-    """Trees of scikit-learn's boosting, of one model for all outputs or of a model for each."""
+    """Trees of scikit-learn's boosting, of one model for all outputs or of a model for each.
+
+    It has no public way to them; a test holds that these say what its models say.
+    """
     # Of two classes, scikit-learn boosts the scores of the second alone.
     first = outputs - sum(model.n_trees_per_iteration_ for model in models)
     trees, output = [], []
