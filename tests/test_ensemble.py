@@ -509,11 +509,11 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
     plan, best = fit_here(config), tmp_path / "run" / "best"
     alone = checkpoint.load(best)
     assert alone.ensemble is None
-    complete_ensemble(plan, str(tmp_path / "run"), best)
+    assert complete_ensemble(plan, str(tmp_path / "run"), best)
     loaded = checkpoint.load(best)
     assert loaded.ensemble is not None
     written = (best / checkpoint.ENSEMBLE).stat().st_mtime_ns
-    complete_ensemble(plan, str(tmp_path / "run"), best)
+    assert not complete_ensemble(plan, str(tmp_path / "run"), best)
     assert (best / checkpoint.ENSEMBLE).stat().st_mtime_ns == written, "fitted again"
 
     record = json.loads(json.dumps(plan.describe(config)))

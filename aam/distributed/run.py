@@ -60,22 +60,29 @@ def run(config: RunConfig) -> RunResult:
     home = home_of(config)
     plan = prepare_run(config, home)
     say(plan)
-    if was_finished := is_finished(plan.loop, len(plan.split.train), history(home)):
-        print(f"{home}: finished already")
-    else:
+    changed = not is_finished(plan.loop, len(plan.split.train), history(home))
+    if changed:
         train(config, plan, home)
+    else:
+        print(f"{home}: finished already")
     result = collect(plan, home)
     if isinstance(config, TrainConfig) and config.loss.ensemble:
-        complete_ensemble(plan, home, result.best)
-    if config.loop.report and not (was_finished and (plan.output_dir / REPORT).is_file()):
+        changed |= complete_ensemble(plan, home, result.best)
+    if config.loop.report and (changed or not (plan.output_dir / REPORT).is_file()):
         report(config, home)
     return result
 
 
-def complete_ensemble(plan: RunPlan, home: str, best: Path) -> None:
-    """Put the ensemble into the best checkpoint, here and where the run is kept, where it is not there yet."""
+def complete_ensemble(plan: RunPlan, home: str, best: Path) -> bool:
+    """Put the ensemble into the best checkpoint, here and where the run is kept, where it is not there yet.
+
+    Returns
+    -------
+    bool
+        Whether it was not.
+    """
     if (best / checkpoint.ENSEMBLE).is_file():
-        return
+        return False
     # Here and not above: it takes seconds, which the processes that train should not.
     from aam.ensemble.add import add_ensemble
 
@@ -84,6 +91,7 @@ def complete_ensemble(plan: RunPlan, home: str, best: Path) -> None:
         kept = reported(home)
         assert kept is not None, "its best checkpoint was just copied from there"
         upload(best, kept[0])
+    return True
 
 
 def train(config: RunConfig, plan: RunPlan, home: str) -> None:
