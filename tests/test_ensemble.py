@@ -130,6 +130,7 @@ def test_known_asvs_by_themselves_are_told_from_those_near_to_them():
     wanted = np.zeros((2, 8))
     wanted[0, 3], wanted[1, 0], wanted[1, 3] = 0.3, 0.25, 0.75
     np.testing.assert_allclose(own.toarray(), wanted)
+    np.testing.assert_array_equal(own.getnnz(axis=0), (wanted > 0).sum(axis=0))
     assert shares[0, 3] >= np.float32(0.6), "for the groups, what is near counts"
 
 

@@ -94,6 +94,8 @@ class Groups:
         known_nK, own_nK = (
             sp.csr_matrix((of, nearest_U[where], starts), shape=shape) for of in (share, share * is_same_U[where])
         )
+        own_nK.sum_duplicates()
+        own_nK.eliminate_zeros()
         return sp.csr_matrix(known_nK @ self._membership()).toarray().astype(np.float32), own_nK
 
     def _nearest(self, vectors_UD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -117,7 +117,7 @@ def _choose(shares: np.ndarray) -> np.ndarray:
 
 def _most_prevalent(own_nK: sp.csr_matrix) -> np.ndarray:
     """Known ASVs that most samples have."""
-    present = np.asarray((own_nK > 0).sum(axis=0)).ravel()
+    present = own_nK.getnnz(axis=0)
     return np.argsort(-present, kind="stable")[:BOOSTED_ASVS].astype(np.int32)
 
 
