@@ -316,7 +316,7 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
         said[target] = {name: softmax(of, axis=1)[:, 0].mean() for name, of in found.items() if name != "network"}
         assert log_shares(np.zeros((1, 1)))[0, 0] == 0
     for name, plain in said[CLASSES].items():
-        assert said[balanced][name] < plain - 0.02, name
+        assert said[balanced][name] < plain - (0.2 if name == "linear" else 0.02), name
 
 
 @pytest.mark.parametrize("target", [NUMBER, CLASSES])
@@ -344,6 +344,7 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
     np.testing.assert_allclose([ensemble.scores[name] for name in MEMBERS], losses)
     wanted = np.array(losses) ** -fit.SHARPNESS
     np.testing.assert_allclose(ensemble.member_weights, wanted / wanted.sum())
+    assert not np.allclose(ensemble.member_weights, alone.member_weights)
     # A sample is not among those that weigh what is said of it.
     by_other = [fit.weigh(said[i], folds[i].left_out.targets, folds[i].left_out.groups, target) for i in (1, 0)]
     of_each = [by_other[i].apply(said[i], target) for i in range(2)]

@@ -126,19 +126,23 @@ def _fit_forest(
 ) -> Forest:
     fitted = kind(n_estimators=TREES, max_features=features_a_split, random_state=seed, n_jobs=-1)
     trees = [tree.tree_ for tree in fitted.fit(features, targets).estimators_]
-    roots = np.cumsum([0, *(tree.node_count for tree in trees)])[:-1]
-    parts = {
-        "feature": [np.maximum(tree.feature, -1) for tree in trees],
-        "left": [tree.children_left + root for tree, root in zip(trees, roots, strict=True)],
-        "right": [tree.children_right + root for tree, root in zip(trees, roots, strict=True)],
-    }
     forest = Forest(
-        roots=roots.astype(np.int32),
+        feature=np.concatenate([np.maximum(tree.feature, -1) for tree in trees]).astype(np.int32),
         threshold=np.concatenate([tree.threshold for tree in trees]),
         leaves=np.empty((0, len(trees)), np.int32),
-        **{name: np.concatenate(arrays).astype(np.int32) for name, arrays in parts.items()},
+        **_links([tree.children_left for tree in trees], [tree.children_right for tree in trees]),
     )
     return replace(forest, leaves=forest.apply(features))
+
+
+def _links(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Roots and children among the nodes of all trees, from the children of each tree among its own."""
+    roots = np.cumsum([0, *map(len, left)])[:-1]
+    children = {
+        name: np.concatenate([of.astype(int) + root for of, root in zip(each, roots, strict=True)])
+        for name, each in (("left", left), ("right", right))
+    }
+    return {name: of.astype(np.int32) for name, of in {"roots": roots, **children}.items()}
 
 
 def _fit_boosting(
@@ -174,24 +178,18 @@ def _as_arrays(models: Sequence[Any], outputs: int) -> BoostedTrees:
         begun = np.ravel(model._baseline_prediction)
         start[first : first + len(begun)] = begun
         first += len(begun)
-    roots = np.cumsum([0, *(len(tree) for tree in trees)])[:-1]
     is_leaf = np.concatenate([tree["is_leaf"] for tree in trees]).astype(bool)
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([tree[name] for tree in trees])
 
-    def children(name: str) -> np.ndarray:
-        return np.concatenate([tree[name].astype(int) + root for tree, root in zip(trees, roots, strict=True)])
-
     return BoostedTrees(
-        roots=roots.astype(np.int32),
         feature=np.where(is_leaf, -1, joined("feature_idx")).astype(np.int32),
         threshold=joined("num_threshold"),
-        left=children("left").astype(np.int32),
-        right=children("right").astype(np.int32),
         value=np.where(is_leaf, joined("value"), 0.0),
         output=np.array(output, np.int32),
         start=start,
+        **_links([tree["left"] for tree in trees], [tree["right"] for tree in trees]),
     )
 
 
