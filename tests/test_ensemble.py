@@ -18,14 +18,14 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestRegressor,
 )
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from aam.config import PredictConfig, TargetConfig
 from aam.data.synthetic import SyntheticConfig, generate, write
 from aam.distributed.run import complete_ensemble
 from aam.ensemble import add, fit, members
-from aam.ensemble.ensemble import MEMBERS, Ensemble, combine
+from aam.ensemble.ensemble import MEMBERS, Ensemble, Weights
 from aam.ensemble.groups import Groups, log_shares
 from aam.ensemble.linear import linear_inputs
 from aam.ensemble.trees import weighted_quantile
@@ -44,7 +44,7 @@ CLASSES = Target(column="y", classes=("a", "b", "c"), loss="cross_entropy")
 @pytest.fixture
 def few_trees(monkeypatch):
     monkeypatch.setattr(members, "TREES", 7)
-    monkeypatch.setattr(members, "ROUNDS", 7)
+    monkeypatch.setattr(members, "ROUNDS", (3, 7))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def a_fold(rng, target: Target, fitted: members.Part, n: int = 60) -> fit.Fold:
 
 
 def members_of(ensemble: Ensemble, fold: fit.Fold, target: Target) -> dict[str, np.ndarray]:
-    return ensemble.members(fold.network, fold.left_out.draws, fold.left_out.vectors, target)
+    return ensemble.members(fold.network, ensemble.inputs(fold.left_out.draws, fold.left_out.vectors), target)
 
 
 @pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesClassifier])
@@ -139,19 +139,21 @@ def test_the_linear_models_are_scikit_learn_s(few_trees):
         rng = np.random.default_rng(2)
         train = a_part(rng, target)
         fold = a_fold(rng, target, train)
-        ensemble = members.fit_members(train, target, seed=0)
+        fitted = members.fit_members(train, target, seed=0)
+        groups = fitted.ensemble.groups
         own, other = (
-            linear_inputs(ensemble.groups.shares(part.draws, part.vectors), part.draws)
-            for part in (train, fold.left_out)
+            linear_inputs(groups.shares(part.draws, part.vectors), part.draws) for part in (train, fold.left_out)
         )
         scaler = StandardScaler().fit(own)
-        said = members_of(ensemble, fold, target)["linear"]
-        if target.classes:
-            model = LogisticRegression(C=members.PENALTY, max_iter=500).fit(scaler.transform(own), train.targets)
-            np.testing.assert_allclose(softmax(said, axis=1), model.predict_proba(scaler.transform(other)), atol=1e-5)
-        else:
-            model = RidgeCV(alphas=np.logspace(1, 6, 11)).fit(scaler.transform(own), train.targets)
-            np.testing.assert_allclose(said[:, 0], model.predict(scaler.transform(other)), atol=1e-5)
+        own, other = scaler.transform(own), scaler.transform(other)
+        of_each = fitted.outputs(fold.network, fold.left_out, target)["linear"]
+        for said, penalty in zip(of_each, members.PENALTIES, strict=True):
+            if target.classes:
+                model = LogisticRegression(C=1 / penalty, max_iter=500).fit(own, train.targets)
+                np.testing.assert_allclose(softmax(said, axis=1), model.predict_proba(other), atol=1e-5)
+            else:
+                model = Ridge(alpha=penalty).fit(own, train.targets)
+                np.testing.assert_allclose(said[:, 0], model.predict(other), atol=1e-5)
 
 
 def test_log_ratios_of_groups_are_scikit_bio_s():
@@ -171,10 +173,11 @@ def test_two_classes_have_the_probabilities_of_logistic_regression():
     rng = np.random.default_rng(3)
     inputs, targets = rng.normal(size=(40, 5)), rng.integers(0, 2, 40)
     target = Target(column="y", classes=("a", "b"), loss="cross_entropy")
-    fitted = members._fit_linear(inputs, targets, target, np.ones(2))
+    fitted = members._fit_linear(inputs, targets, target)
     scaled = StandardScaler().fit_transform(inputs)
-    theirs = LogisticRegression(C=members.PENALTY, max_iter=500).fit(scaled, targets).predict_proba(scaled)
-    np.testing.assert_allclose(softmax(fitted.outputs(inputs), axis=1), theirs, atol=1e-6)
+    for one, penalty in zip(fitted, members.PENALTIES, strict=True):
+        theirs = LogisticRegression(C=1 / penalty, max_iter=500).fit(scaled, targets).predict_proba(scaled)
+        np.testing.assert_allclose(softmax(one.outputs(inputs), axis=1), theirs, atol=1e-6)
 
 
 def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
@@ -194,13 +197,15 @@ def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
 def test_boosted_trees_as_arrays_have_the_probabilities_of_scikit_learn_s(classes):
     rng = np.random.default_rng(11)
     features, new = (np.log1p(rng.integers(0, 9, (n, 6))).astype(np.float32) for n in (80, 30))
-    targets, balance = rng.integers(0, classes, 80), np.arange(1.0, classes + 1)
-    target = Target(column="y", classes=tuple("abc"[:classes]), loss="cross_entropy")
-    ours = members._fit_boosting(features, targets, target, balance, seed=3)
-    theirs = HistGradientBoostingClassifier(**members.BOOSTING, random_state=3, class_weight=dict(enumerate(balance)))
-    theirs.set_params(max_iter=members.ROUNDS).fit(features, targets)
+    targets, balance = rng.integers(0, classes, 80), tuple(np.arange(1.0, classes + 1))
+    target = Target(column="y", classes=tuple("abc"[:classes]), loss="cross_entropy", class_weights=balance)
+    after = members._fit_boosting(features, targets, target, seed=3)
+    for ours, rounds in zip(after, members.ROUNDS, strict=True):
+        theirs = HistGradientBoostingClassifier(
+            **members.BOOSTING, max_iter=rounds, random_state=3, class_weight=dict(enumerate(balance))
+        ).fit(features, targets)
+        np.testing.assert_allclose(softmax(ours.outputs(new), axis=1), theirs.predict_proba(new), atol=1e-12)
     assert np.ptp(theirs.predict_proba(new)) > 0.5, "it learned something"
-    np.testing.assert_allclose(softmax(ours.outputs(new), axis=1), theirs.predict_proba(new), atol=1e-12)
 
 
 @pytest.mark.parametrize("quantiles", [(), (0.1, 0.5, 0.9)])
@@ -209,55 +214,78 @@ def test_boosted_trees_as_arrays_have_the_quantiles_of_scikit_learn_s(quantiles)
     features, new = (np.log1p(rng.integers(0, 9, (n, 6))).astype(np.float32) for n in (80, 30))
     targets = features[:, 0] + rng.normal(size=80)
     target = dataclasses.replace(NUMBER, quantiles=quantiles)
-    said = members._fit_boosting(features, targets, target, np.ones(0), seed=3).outputs(new)
-    assert said.shape == (30, target.outputs)
-    for output, quantile in zip(said.T, quantiles or (0.5,), strict=True):
-        theirs = HistGradientBoostingRegressor(
-            **members.BOOSTING, max_iter=members.ROUNDS, loss="quantile", quantile=quantile, random_state=3
-        ).fit(features, targets)
-        np.testing.assert_allclose(output, theirs.predict(new), atol=1e-12)
+    after = members._fit_boosting(features, targets, target, seed=3)
+    for ours, rounds in zip(after, members.ROUNDS, strict=True):
+        said = ours.outputs(new)
+        assert said.shape == (30, target.outputs)
+        for output, quantile in zip(said.T, quantiles or (0.5,), strict=True):
+            theirs = HistGradientBoostingRegressor(
+                **members.BOOSTING, max_iter=rounds, loss="quantile", quantile=quantile, random_state=3
+            ).fit(features, targets)
+            np.testing.assert_allclose(output, theirs.predict(new), atol=1e-12)
 
 
 def test_probabilities_are_averaged_and_numbers_as_the_model_learns_them():
     rng = np.random.default_rng(5)
-    weights = rng.dirichlet(np.ones(len(MEMBERS)))
-    temperatures = rng.uniform(0.5, 3, len(MEMBERS))
+    shares, temperatures = rng.dirichlet(np.ones(len(MEMBERS))), rng.uniform(0.5, 3, len(MEMBERS))
+    weights = Weights(of_members=shares, temperatures=temperatures, stretch=np.array([0.5, 1.2]))
     said = {name: rng.normal(size=(6, 3)) for name in MEMBERS}
-    mixed = sum(w * softmax(said[name] / t, axis=1) for w, t, name in zip(weights, temperatures, MEMBERS, strict=True))
-    np.testing.assert_allclose(combine(said, weights, temperatures, CLASSES), np.log(mixed))
-    mean = sum(w * said[name] for w, name in zip(weights, MEMBERS, strict=True))
-    np.testing.assert_allclose(combine(said, weights, np.ones(len(MEMBERS)), NUMBER), mean)
+    mixed = sum(w * softmax(said[name] / t, axis=1) for w, t, name in zip(shares, temperatures, MEMBERS, strict=True))
+    np.testing.assert_allclose(weights.combine(said, CLASSES), np.log(mixed))
+    mean = sum(w * said[name] for w, name in zip(shares, MEMBERS, strict=True))
+    np.testing.assert_allclose(weights.combine(said, NUMBER), 0.5 + 1.2 * (mean - 0.5))
+
+
+def test_of_the_candidates_of_a_member_the_one_with_the_least_loss_speaks():
+    rng = np.random.default_rng(16)
+    truth = rng.normal(size=200)
+    errors = {"network": [0.3], "boosting": [0.5, 0.1, 0.4], "linear": [0.2, 0.6]}
+    said = {
+        name: np.stack([(truth + error * rng.normal(size=200))[:, None] for error in errors.get(name, [0.7])])
+        for name in MEMBERS
+    }
+    found = fit.weigh(said, truth, np.arange(200), NUMBER)
+    assert found.candidates == dict.fromkeys(MEMBERS, 0) | {"boosting": 1}
+    assert max(found.losses, key=found.losses.get) in ("asv_forest", "group_forest")
+    best = {name: of[found.candidates[name]] for name, of in said.items()}
+    np.testing.assert_array_equal(found.apply(said, NUMBER), found.weights.combine(best, NUMBER))
+    # Of classes, each at the temperature that suits it: what is sure and right beats what is neither.
+    codes = rng.integers(0, 3, 200)
+    sure, not_so = (np.eye(3)[codes] + noise * rng.normal(size=(200, 3)) for noise in (0.3, 2))
+    said = {name: np.stack([not_so, 50 * sure]) for name in MEMBERS}
+    assert fit.weigh(said, codes, np.arange(200), CLASSES).candidates == dict.fromkeys(MEMBERS, 1)
 
 
 def test_a_member_that_is_too_sure_of_itself_is_cooled_down():
     rng = np.random.default_rng(13)
     truth = 2 * rng.normal(size=(4000, 3))
     targets = np.array([rng.choice(3, p=p) for p in softmax(truth, axis=1)])
-    said = {name: truth * (1 + number) for number, name in enumerate(MEMBERS)}
+    said = {name: (truth * (1 + number))[None] for number, name in enumerate(MEMBERS)}
     groups = np.arange(4000)
     found = fit.weigh(said, targets, groups, CLASSES)
-    np.testing.assert_allclose(found.temperatures, np.arange(1, len(MEMBERS) + 1), rtol=0.1)
+    np.testing.assert_allclose(found.weights.temperatures, np.arange(1, len(MEMBERS) + 1), rtol=0.1)
     np.testing.assert_allclose([*found.losses.values()], found.losses["network"], rtol=1e-6)
-    np.testing.assert_allclose(found.member_weights, 1 / len(MEMBERS), rtol=1e-4)
-    assert found.stretch.tolist() == [0, 1]
-    never_wrong = fit.weigh(dict.fromkeys(MEMBERS, np.eye(3)[targets]), targets, groups, CLASSES)
-    np.testing.assert_allclose(never_wrong.temperatures, fit.TEMPERATURES[0], rtol=1e-3)
+    np.testing.assert_allclose(found.weights.of_members, 1 / len(MEMBERS), rtol=1e-4)
+    assert found.weights.stretch.tolist() == [0, 1]
+    never_wrong = fit.weigh(dict.fromkeys(MEMBERS, np.eye(3)[targets][None]), targets, groups, CLASSES)
+    np.testing.assert_allclose(never_wrong.weights.temperatures, fit.TEMPERATURES[0], rtol=1e-3)
 
 
 def test_numbers_that_say_too_little_are_spread_out_as_far_as_there_are_groups_to_tell():
     rng = np.random.default_rng(14)
     truth = rng.normal(size=3000)
-    said = dict.fromkeys(MEMBERS, (5 + truth / 1.5 + 0.01 * rng.normal(size=3000))[:, None])
+    said = dict.fromkeys(MEMBERS, (5 + truth / 1.5 + 0.01 * rng.normal(size=3000))[None, :, None])
     many = fit.weigh(said, truth + 5, np.arange(3000), NUMBER)
-    np.testing.assert_allclose(many.stretch, [5 + truth.mean() / 1.5, 1.5], rtol=0.01)
+    np.testing.assert_allclose(many.weights.stretch, [5 + truth.mean() / 1.5, 1.5], rtol=0.01)
     np.testing.assert_allclose(many.apply(said, NUMBER)[:, 0], truth + 5, atol=0.1)
     few = fit.weigh(said, truth + 5, np.arange(3000) % fit.STRETCHED_FROM, NUMBER)
-    np.testing.assert_allclose(few.stretch[1], 1.25, rtol=0.01)
-    assert (few.temperatures == 1).all()
-    right = dict.fromkeys(MEMBERS, truth[:, None])
-    np.testing.assert_allclose(fit.weigh(right, truth, np.arange(3000), NUMBER).stretch[1], 1, atol=1e-3)
-    wanted = combine(said, few.member_weights, few.temperatures, NUMBER)
-    np.testing.assert_allclose(few.apply(said, NUMBER), few.stretch[0] + few.stretch[1] * (wanted - few.stretch[0]))
+    np.testing.assert_allclose(few.weights.stretch[1], 1.25, rtol=0.01)
+    assert (few.weights.temperatures == 1).all()
+    right = dict.fromkeys(MEMBERS, truth[None, :, None])
+    np.testing.assert_allclose(fit.weigh(right, truth, np.arange(3000), NUMBER).weights.stretch[1], 1, atol=1e-3)
+    centre, factor = few.weights.stretch
+    wanted = centre + factor * (said["linear"][0] - centre)
+    np.testing.assert_allclose(few.apply(said, NUMBER), wanted)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +298,7 @@ def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_p
     val = fold.left_out
     networks = [{"head.weight": rng.normal(size=(2, number + 1)).astype(np.float32)} for number in range(11)]
     ensemble, _ = fit.fit_ensemble(train, [fold], target, seed=0, networks=networks)
-    assert ensemble.member_weights.sum() == pytest.approx(1)
+    assert ensemble.weights.of_members.sum() == pytest.approx(1)
     said = ensemble.outputs(fold.network, val.draws, val.vectors, target)
     assert said.shape == (60, target.outputs)
     ensemble.save(tmp_path)
@@ -292,7 +320,7 @@ def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_p
 def test_an_ensemble_of_other_members_is_refused(fault, few_trees, tmp_path):
     rng = np.random.default_rng(9)
     train = a_part(rng, NUMBER)
-    members.fit_members(train, NUMBER, seed=0).save(tmp_path)
+    members.fit_members(train, NUMBER, seed=0).ensemble.save(tmp_path)
     file = tmp_path / checkpoint.ENSEMBLE
     arrays = load_file(file)
     if fault == "lacks":
@@ -312,7 +340,7 @@ def test_balanced_classes_speak_with_their_weights(few_trees):
     new = a_fold(rng, CLASSES, train)
     said = {}
     for target in (CLASSES, balanced):
-        found = members_of(members.fit_members(train, target, seed=0), new, target)
+        found = members_of(members.fit_members(train, target, seed=0).ensemble, new, target)
         said[target] = {name: softmax(of, axis=1)[:, 0].mean() for name, of in found.items() if name != "network"}
         assert log_shares(np.zeros((1, 1)))[0, 0] == 0
     for name, plain in said[CLASSES].items():
@@ -327,34 +355,39 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
     alone, _ = fit.fit_ensemble(everything, folds[:1], target, seed=0)
     ensemble, together = fit.fit_ensemble(everything, folds, target, seed=0)
     assert (alone.scores["samples"], ensemble.scores["samples"]) == (20, 35)
-    said = [members_of(members.fit_members(fold.fitted, target, seed=0), fold, target) for fold in folds]
-    both = {name: np.concatenate([of[name] for of in said]) for name in MEMBERS}
+    fitted = [members.fit_members(fold.fitted, target, seed=0) for fold in folds]
+    said = [of.outputs(fold.network, fold.left_out, target) for of, fold in zip(fitted, folds, strict=True)]
+    of_both = {name: np.concatenate([of[name] for of in said], axis=1) for name in MEMBERS}
     truth = np.concatenate([fold.left_out.targets for fold in folds])
+
+    def loss(of: np.ndarray, temperature: float) -> float:
+        if not target.classes:
+            return np.abs(of[:, 0] - truth).mean() * 2.0  # a z-score is in units of 2
+        return -log_softmax(of / temperature, axis=1)[np.arange(35), truth].mean()
+
+    choice = fit.weigh(of_both, truth, np.arange(35), target)
     losses = []
-    for number, name in enumerate(MEMBERS):
-        if target.classes:
-            logs = log_softmax(both[name] / ensemble.temperatures[number], axis=1)
-            losses.append(-logs[np.arange(35), truth].mean())
-            for other in (0.9, 1.1):
-                near = np.clip(ensemble.temperatures[number] * other, *fit.TEMPERATURES)
-                worse = log_softmax(both[name] / near, axis=1)
-                assert -worse[np.arange(35), truth].mean() >= losses[-1] - 1e-4
-        else:
-            losses.append(np.abs(both[name][:, 0] - truth).mean() * 2.0)  # a z-score is in units of 2
+    for name, temperature in zip(MEMBERS, ensemble.weights.temperatures, strict=True):
+        losses.append(loss(of_both[name][choice.candidates[name]], temperature))
+        for of in of_both[name]:
+            for other in np.geomspace(*fit.TEMPERATURES, 50) if target.classes else [1.0]:
+                assert loss(of, other) >= losses[-1] - 1e-4, name
     np.testing.assert_allclose([ensemble.scores[name] for name in MEMBERS], losses)
     wanted = np.array(losses) ** -fit.SHARPNESS
-    np.testing.assert_allclose(ensemble.member_weights, wanted / wanted.sum())
-    assert not np.allclose(ensemble.member_weights, alone.member_weights)
-    # A sample is not among those that weigh what is said of it.
+    np.testing.assert_allclose(ensemble.weights.of_members, wanted / wanted.sum())
+    assert not np.allclose(ensemble.weights.of_members, alone.weights.of_members)
+    # A sample is not among those that choose and weigh what is said of it.
     by_other = [fit.weigh(said[i], folds[i].left_out.targets, folds[i].left_out.groups, target) for i in (1, 0)]
     of_each = [by_other[i].apply(said[i], target) for i in range(2)]
     np.testing.assert_allclose(together, np.concatenate(of_each), rtol=1e-5)
-    for name in ("member_weights", "temperatures", "stretch"):
-        np.testing.assert_array_equal(getattr(alone, name), getattr(by_other[1], name))
-    for name in ("slope", "intercept"):
-        own, other = (getattr(of.linear, name) for of in (ensemble, alone))
-        np.testing.assert_array_equal(own, other, err_msg="fitted to all of them")
-    np.testing.assert_array_equal(ensemble.targets, alone.targets)
+    for field in dataclasses.fields(Weights):
+        np.testing.assert_array_equal(*(getattr(of.weights, field.name) for of in (alone, by_other[1])))
+    # In the end the chosen ones are fitted to all samples.
+    for found, chosen in ((ensemble, choice), (alone, by_other[1])):
+        wanted = members.fit_members(everything, target, seed=0).choose(chosen.candidates)
+        np.testing.assert_equal(dataclasses.asdict(found.linear), dataclasses.asdict(wanted.linear))
+        np.testing.assert_equal(dataclasses.asdict(found.boosting), dataclasses.asdict(wanted.boosting))
+        np.testing.assert_array_equal(found.targets, everything.targets)
 
 
 @pytest.mark.parametrize("classifier", [False, True])
@@ -424,8 +457,7 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
         said.append(predict_samples(dataclasses.replace(one, ensemble=None), plan.dataset, ids))
         assert not np.allclose(said[-1], said[0]), "it learned nothing"
     only = np.array([1.0, *[0] * (len(MEMBERS) - 1)])
-    as_it_is = {"temperatures": np.ones(len(MEMBERS)), "stretch": np.array([0.0, 1.0])}
-    networks_only = dataclasses.replace(loaded.ensemble, member_weights=only, **as_it_is)
+    networks_only = dataclasses.replace(loaded.ensemble, weights=dataclasses.replace(Weights.alike(), of_members=only))
     together = predict_samples(dataclasses.replace(loaded, ensemble=networks_only), plan.dataset, ids)
     mean = np.mean(said, axis=0)
     np.testing.assert_allclose(together, log_softmax(mean, axis=1) if classifier else mean, rtol=1e-4, atol=1e-5)
@@ -537,7 +569,7 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
     assert "chose the best epoch, and how much each member of the ensemble counts; nothing else" in page
     assert "its ensemble learned from them; the simple models have not met them" in page
     assert "was predicted before, without them" in page
-    share = loaded.ensemble.member_weights[MEMBERS.index("network")]
+    share = loaded.ensemble.weights.of_members[MEMBERS.index("network")]
     assert f"of the network alone, which counts {share:.0%} in the ensemble" in page
 
     # Another study: other samples, and ASVs that no training sample has.

@@ -169,7 +169,7 @@ def _outcome(
     assert found is not None, "stage 2 has a target"
     if loaded.ensemble is not None:
         alone = predict(asked, replace(loaded, ensemble=None), record).predictions
-        weights = {name: float(w) for name, w in zip(MEMBERS, loaded.ensemble.member_weights, strict=True)}
+        weights = {name: float(w) for name, w in zip(MEMBERS, loaded.ensemble.weights.of_members, strict=True)}
     for name in ("table", "metadata"):
         path = source_of(record, name)
         if path is not None and content_hash(path) != record["dataset"]["sha256"][name]:

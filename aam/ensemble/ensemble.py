@@ -1,6 +1,6 @@
 """The network, or several, and what stands beside it as one predictor; how it is applied and stored.
 
-Shape letters: n samples, m training samples, G groups, O outputs.
+Shape letters: n samples, m training samples, K known ASVs, G groups, O outputs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,51 @@ from aam.training.checkpoint import ENSEMBLE
 from aam.training.targets import Target
 
 MEMBERS = ("network", "asv_forest", "group_forest", "boosting", "linear")
+_NETWORK = "network."
+_BLOCK = 512
+"""Samples at a time: their weights on all training samples are held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """How the members are put together."""
+
+    of_members: np.ndarray
+    """float64 [members]: in the order of `MEMBERS`; they sum to 1."""
+    temperatures: np.ndarray
+    """float64 [members]: what the scores of classes are divided by, so that probabilities are what comes true; 1 for
+    numbers."""
+    stretch: np.ndarray
+    """float64 [2]: about which number, and by how much, a predicted number is spread out, as a mean of members says too
+    little of what is far from the mean; 0 and 1 for classes."""
+
+    @classmethod
+    def alike(cls) -> Weights:
+        """All members count alike, as they are."""
+        alike = np.ones(len(MEMBERS))
+        return cls(of_members=alike / len(alike), temperatures=alike, stretch=np.array([0.0, 1.0]))
+
+    def combine(self, members: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
+        """What the members [n, O] say together: their weighted mean, of probabilities where it is classes.
+
+        float64 [n, O]: for classes, logarithms of the probabilities.
+        """
+        stacked = np.stack([members[name] for name in MEMBERS])
+        if target.classes:
+            logs = log_softmax(stacked / self.temperatures[:, None, None], axis=2)
+            return np.asarray(logsumexp(logs, axis=0, b=self.of_members[:, None, None]))
+        centre, factor = self.stretch
+        return centre + factor * (np.tensordot(self.of_members, stacked, axes=1) - centre)
+
+
 _PARTS = {
     "groups": Groups,
     "asv_forest": Forest,
     "group_forest": Forest,
     "boosting": BoostedTrees,
     "linear": Linear,
+    "weights": Weights,
 }
-_NETWORK = "network."
-_BLOCK = 512
-"""Samples at a time: their weights on all training samples are held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +90,7 @@ class Ensemble:
     """float64 [m]: what the model learns of the training samples: transformed numbers, or codes of classes."""
     class_weights: np.ndarray
     """float64 [classes]: of the training samples in the forests; empty for a number."""
-    member_weights: np.ndarray
-    """float64 [members]: in the order of `MEMBERS`; they sum to 1."""
-    temperatures: np.ndarray
-    """float64 [members]: what the scores of classes are divided by, so that probabilities are what comes true; 1 for
-    numbers."""
-    stretch: np.ndarray
-    """float64 [2]: about which number, and by how much, a predicted number is spread out, as a mean of members says too
-    little of what is far from the mean; 0 and 1 for classes."""
+    weights: Weights
     scores: dict[str, float]
     """Loss of each member, and of all together, on the samples that weighed them, and how many these are."""
     networks: tuple[Mapping[str, np.ndarray], ...] = ()
@@ -91,22 +119,29 @@ class Ensemble:
         combined = np.empty(network.shape, np.float32)
         for start in range(0, len(network), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            members = self.members(network[rows], draws[rows], vectors, target)
-            combined[rows] = combine(members, self.member_weights, self.temperatures, target)
-        return stretched(combined, self.stretch)
+            members = self.members(network[rows], self.inputs(draws[rows], vectors), target)
+            combined[rows] = self.weights.combine(members, target)
+        return combined
 
-    def members(
-        self, network: np.ndarray, draws: Sequence[Draw], vectors: np.ndarray, target: Target
-    ) -> dict[str, np.ndarray]:
-        """Outputs of each member, float64 [n, O]; see `outputs`."""
+    def inputs(self, draws: Sequence[Draw], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """What each member but the network reads of samples, float32 [n, features]; see `outputs`."""
         shares_nG, own_nK = self.groups.shares_and_own(draws, vectors)
         logs = log_shares(shares_nG)
         return {
+            "asv_forest": logs[:, self.groups.are_single],
+            "group_forest": logs,
+            "boosting": boosting_inputs(own_nK, self.boosted),
+            "linear": linear_inputs(shares_nG, draws),
+        }
+
+    def members(self, network: np.ndarray, inputs: Mapping[str, np.ndarray], target: Target) -> dict[str, np.ndarray]:
+        """Outputs of each member, float64 [n, O], of the network's and of what the others read."""
+        return {
             "network": network.astype(np.float64),
-            "asv_forest": self._of_forest(self.asv_forest, logs[:, self.groups.are_single], target),
-            "group_forest": self._of_forest(self.group_forest, logs, target),
-            "boosting": self.boosting.outputs(boosting_inputs(own_nK, self.boosted)),
-            "linear": self.linear.outputs(linear_inputs(shares_nG, draws)),
+            "asv_forest": self._of_forest(self.asv_forest, inputs["asv_forest"], target),
+            "group_forest": self._of_forest(self.group_forest, inputs["group_forest"], target),
+            "boosting": self.boosting.outputs(inputs["boosting"]),
+            "linear": self.linear.outputs(inputs["linear"]),
         }
 
     def _of_forest(self, forest: Forest, features: np.ndarray, target: Target) -> np.ndarray:
@@ -165,20 +200,3 @@ class Ensemble:
 def boosting_inputs(own_nK: sp.csr_matrix, boosted: np.ndarray) -> np.ndarray:
     """What boosting reads: shares of some of the known ASVs, float32 [n, ASVs]."""
     return own_nK[:, boosted].toarray().astype(np.float32)
-
-
-def combine(
-    members: Mapping[str, np.ndarray], weights: np.ndarray, temperatures: np.ndarray, target: Target
-) -> np.ndarray:
-    """Weighted mean of what the members say, of probabilities where it is classes: float64 [n, O]."""
-    stacked = np.stack([members[name] for name in MEMBERS])
-    if not target.classes:
-        return np.tensordot(weights, stacked, axes=1)
-    logs = log_softmax(stacked / temperatures[:, None, None], axis=2)
-    return np.asarray(logsumexp(logs, axis=0, b=weights[:, None, None]))
-
-
-def stretched(outputs: np.ndarray, stretch: np.ndarray) -> np.ndarray:
-    """Outputs [n, O] spread out by a factor about a number; see `Ensemble.stretch`."""
-    centre, factor = stretch
-    return (centre + factor * (outputs - centre)).astype(outputs.dtype) if factor != 1 else outputs

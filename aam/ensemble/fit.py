@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from aam.ensemble.ensemble import MEMBERS, Ensemble, combine, stretched
+from aam.ensemble.ensemble import MEMBERS, Ensemble, Weights
 from aam.ensemble.members import Part, fit_members
 from aam.training.targets import Target
 
@@ -24,18 +24,18 @@ STRETCHED_FROM = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """How the members are put together; see `Ensemble`."""
+class Choice:
+    """What samples that the members were not fitted to say of them."""
 
-    member_weights: np.ndarray
-    temperatures: np.ndarray
-    stretch: np.ndarray
+    candidates: dict[str, int]
+    """Of each member, the number of the candidate that is best."""
+    weights: Weights
     losses: dict[str, float]
     """Of each member, at its temperature."""
 
-    def apply(self, members: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
-        """What the members [n, O] say together: float64 [n, O]."""
-        return stretched(combine(members, self.member_weights, self.temperatures, target), self.stretch)
+    def apply(self, said: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
+        """What the candidates [candidates, n, O] say together: float64 [n, O]."""
+        return self.weights.combine({name: of[self.candidates[name]] for name, of in said.items()}, target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def fit_ensemble(
     seed: int,
     networks: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> tuple[Ensemble, np.ndarray]:
-    """Fit groups, trees and a linear model, and weigh them by samples that they were not fitted to.
+    """Fit groups, trees and linear models; choose among them and weigh them by samples that they were not fitted to.
 
     Parameters
     ----------
@@ -76,44 +76,40 @@ def fit_ensemble(
     ensemble : Ensemble
     said : ndarray of float32 [m, O]
         What it says of the samples left out, in their order, where its members are fitted without them; they are
-        weighed without them too, by the other folds, where there are any.
+        chosen and weighed without them too, by the other folds, where there are any.
     """
-    ensemble = fit_members(everything, target, seed)
     parts = [fold.left_out for fold in folds]
     outputs = [
-        fit_members(fold.fitted, target, seed).members(fold.network, part.draws, part.vectors, target)
+        fit_members(fold.fitted, target, seed).outputs(fold.network, part, target)
         for fold, part in zip(folds, parts, strict=True)
     ]
 
-    def weigh_by(numbers: Sequence[int]) -> Weights:
-        members = {name: np.concatenate([outputs[i][name] for i in numbers]) for name in MEMBERS}
+    def weigh_by(numbers: Sequence[int]) -> Choice:
+        said = {name: np.concatenate([outputs[i][name] for i in numbers], axis=1) for name in MEMBERS}
         targets, groups = (np.concatenate([getattr(parts[i], of) for i in numbers]) for of in ("targets", "groups"))
-        return weigh(members, targets, groups, target)
+        return weigh(said, targets, groups, target)
 
     every = range(len(parts))
     others = [[i for i in every if i != number] or every for number in every]
     said = [weigh_by(rest).apply(outputs[number], target) for number, rest in enumerate(others)]
     said, targets = np.concatenate(said).astype(np.float32), np.concatenate([part.targets for part in parts])
-    weights = weigh_by(every)
-    scores = {**weights.losses, "together": loss(said, targets, target), "samples": len(targets)}
-    fitted = replace(
-        ensemble,
-        member_weights=weights.member_weights,
-        temperatures=weights.temperatures,
-        stretch=weights.stretch,
-        scores=scores,
+    choice = weigh_by(every)
+    ensemble = replace(
+        fit_members(everything, target, seed).choose(choice.candidates),
+        weights=choice.weights,
+        scores={**choice.losses, "together": loss(said, targets, target), "samples": len(targets)},
         networks=tuple(dict(of) for of in networks),
     )
-    return fitted, said
+    return ensemble, said
 
 
-def weigh(members: Mapping[str, np.ndarray], targets: np.ndarray, groups: np.ndarray, target: Target) -> Weights:
-    """Settle how much each member counts, how sure of itself it may be, and how far apart numbers are.
+def weigh(said: Mapping[str, np.ndarray], targets: np.ndarray, groups: np.ndarray, target: Target) -> Choice:
+    """Settle which candidate of each member speaks and how much, how sure it may be, and how far apart numbers are.
 
     Parameters
     ----------
-    members : mapping of str to ndarray of float64 [n, O]
-        What each says of samples that it was not fitted to.
+    said : mapping of str to ndarray of float64 [candidates, n, O]
+        What each candidate of each member says of samples that it was not fitted to.
     targets : ndarray [n]
         Their targets, as the model learns them.
     groups : ndarray [n]
@@ -121,23 +117,31 @@ def weigh(members: Mapping[str, np.ndarray], targets: np.ndarray, groups: np.nda
     target : Target
         What is predicted.
     """
-    temperatures = np.ones(len(MEMBERS))
-    if target.classes:
-        temperatures = np.array([_temperature(members[name], targets, target) for name in MEMBERS])
-    losses = np.array([loss(members[name] / t, targets, target) for name, t in zip(MEMBERS, temperatures, strict=True)])
+    best = {name: min(_at_best(of, targets, target)) for name, of in said.items()}
+    losses = np.array([best[name][0] for name in MEMBERS])
     least = max(losses.min(), np.finfo(np.float32).tiny)  # of a few samples, a member may be right on each
-    member_weights = (np.maximum(losses, least) / least) ** -SHARPNESS
-    member_weights /= member_weights.sum()
-    stretch = np.array([0.0, 1.0])
-    if not target.classes:
-        together = combine(members, member_weights, temperatures, target)
-        stretch = _stretch(together, targets, len(np.unique(groups)), target)
-    return Weights(
-        member_weights=member_weights,
-        temperatures=temperatures,
-        stretch=stretch,
+    of_members = (np.maximum(losses, least) / least) ** -SHARPNESS
+    weights = replace(
+        Weights.alike(),
+        of_members=of_members / of_members.sum(),
+        temperatures=np.array([best[name][2] for name in MEMBERS]),
+    )
+    choice = Choice(
+        candidates={name: best[name][1] for name in MEMBERS},
+        weights=weights,
         losses=dict(zip(MEMBERS, losses.tolist(), strict=True)),
     )
+    if target.classes:
+        return choice
+    stretch = _stretch(choice.apply(said, target), targets, len(np.unique(groups)), target)
+    return replace(choice, weights=replace(weights, stretch=stretch))
+
+
+def _at_best(said: np.ndarray, targets: np.ndarray, target: Target) -> Iterator[tuple[float, int, float]]:
+    """Loss of each candidate [candidates, n, O], its number, and the temperature that it is at."""
+    for number, of in enumerate(said):
+        temperature = _temperature(of, targets, target) if target.classes else 1.0
+        yield loss(of / temperature, targets, target), number, temperature
 
 
 def _temperature(scores: np.ndarray, targets: np.ndarray, target: Target) -> float:
@@ -151,7 +155,7 @@ def _stretch(said: np.ndarray, targets: np.ndarray, groups: int, target: Target)
     """Centre and factor for the least loss; the fewer the groups, the nearer the factor is to 1."""
     centre = float(said[:, target.point].mean())
     found = minimize_scalar(
-        lambda factor: loss(stretched(said, np.array([centre, factor])), targets, target),
+        lambda factor: loss(centre + factor * (said - centre), targets, target),
         bounds=STRETCHES,
         method="bounded",
     )
@@ -173,9 +177,7 @@ def loss(outputs: np.ndarray, targets: np.ndarray, target: Target) -> float:
     if target.classes:
         codes = targets.astype(int)
         of_each = -log_softmax(outputs, axis=1)[np.arange(len(codes)), codes]
-        return float(
-            np.average(of_each, weights=np.asarray(target.class_weights or [1.0] * len(target.classes))[codes])
-        )
+        return float(np.average(of_each, weights=target.weight_of_classes[codes]))
     said = target.decode(outputs)[:, target.point]
     return float(np.abs(said - target.transform.inverse(targets)).mean())
 
@@ -185,9 +187,9 @@ def describe(ensemble: Ensemble, target: Target) -> str:
     what = "log loss" if target.classes else "mean absolute error"
     parts = [
         f"{name} {ensemble.scores[name]:.4g} (weight {weight:.2f})"
-        for name, weight in zip(MEMBERS, ensemble.member_weights, strict=True)
+        for name, weight in zip(MEMBERS, ensemble.weights.of_members, strict=True)
     ]
-    spread = "" if target.classes else f", spread out by {ensemble.stretch[1]:.2f}"
+    spread = "" if target.classes else f", spread out by {ensemble.weights.stretch[1]:.2f}"
     return (
         f"ensemble: {what} on {ensemble.scores['samples']} samples, fitted without them: {', '.join(parts)}; "
         f"together {ensemble.scores['together']:.4g}{spread}"

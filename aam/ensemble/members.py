@@ -5,7 +5,7 @@ Shape letters: n samples, m training samples, K known ASVs, G groups, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +19,12 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
 from aam.data.composition import LEAST_SAMPLES, prevalent_asvs
-from aam.ensemble.ensemble import MEMBERS, Ensemble, boosting_inputs
+from aam.ensemble.ensemble import Ensemble, Weights, boosting_inputs
 from aam.ensemble.groups import Groups, log_shares
 from aam.ensemble.linear import Linear, linear_inputs
 from aam.ensemble.trees import BoostedTrees, Forest
@@ -32,8 +32,8 @@ from aam.training.targets import Target
 
 TREES = 200
 """Of each forest."""
-ROUNDS = 300
-"""Of boosting."""
+ROUNDS = (25, 50, 100, 200, 300)
+"""Of boosting: of few groups, classes above all, late trees learn what is of these groups alone."""
 BOOSTING: dict[str, Any] = {
     "learning_rate": 0.05,
     # Few bins and few ASVs a split: less to learn by heart, and a tenth of the time (NOTES.md).
@@ -44,8 +44,8 @@ BOOSTING: dict[str, Any] = {
 """Its settings, by scikit-learn's names."""
 BOOSTED_ASVS = 500
 """The most prevalent ASVs, on which trees are boosted."""
-PENALTY = 0.001
-"""Of logistic regression, its C: the inverse of what coefficients cost."""
+PENALTIES = (1e2, 10**2.5, 1e3, 10**3.5, 1e4, 10**4.5, 1e5)
+"""Of linear models: the alpha of ridge regression, 1 / C of logistic regression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,30 @@ class Part:
     """[n] of each: samples of a group go together, or each is its own."""
 
 
-def fit_members(train: Part, target: Target, seed: int) -> Ensemble:
-    """Fit all members; they count alike.
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Members, of some of which one of several is to be chosen."""
+
+    ensemble: Ensemble
+    """With the first of each, all counting alike."""
+    candidates: dict[str, Sequence[BoostedTrees] | Sequence[Linear]]
+    """By the name of the member."""
+
+    def choose(self, numbers: Mapping[str, int]) -> Ensemble:
+        """The ensemble with these of the candidates."""
+        return replace(self.ensemble, **{name: of[numbers[name]] for name, of in self.candidates.items()})
+
+    def outputs(self, network: np.ndarray, part: Part, target: Target) -> dict[str, np.ndarray]:
+        """What each member says, each candidate of it: float64 [candidates, n, O]; see `Ensemble.outputs`."""
+        inputs = self.ensemble.inputs(part.draws, part.vectors)
+        said = {name: of[None] for name, of in self.ensemble.members(network, inputs, target).items()}
+        for name, of in self.candidates.items():
+            said[name] = np.stack([candidate.outputs(inputs[name]) for candidate in of])
+        return said
+
+
+def fit_members(train: Part, target: Target, seed: int) -> Fitted:
+    """Fit all members.
 
     Parameters
     ----------
@@ -80,26 +102,27 @@ def fit_members(train: Part, target: Target, seed: int) -> Ensemble:
     shares, single = shares[:, groups.chosen], groups.are_single
     logs = log_shares(shares)
     boosted = _most_prevalent(own)
-    weights = np.asarray(target.class_weights or [1.0] * len(target.classes))
     kinds = (
         (RandomForestClassifier, ExtraTreesClassifier)
         if target.classes
         else (RandomForestRegressor, ExtraTreesRegressor)
     )
-    return Ensemble(
+    candidates = {
+        "boosting": _fit_boosting(boosting_inputs(own, boosted), train.targets, target, seed),
+        "linear": _fit_linear(linear_inputs(shares, train.draws), train.targets, target),
+    }
+    ensemble = Ensemble(
         groups=groups,
         asv_forest=_fit_forest(kinds[0], logs[:, single], train.targets, seed, features_a_split="sqrt"),
         group_forest=_fit_forest(kinds[1], logs, train.targets, seed, features_a_split=0.1),
-        boosting=_fit_boosting(boosting_inputs(own, boosted), train.targets, target, weights, seed),
         boosted=boosted,
-        linear=_fit_linear(linear_inputs(shares, train.draws), train.targets, target, weights),
         targets=train.targets.astype(np.float64),
-        class_weights=weights,
-        member_weights=np.full(len(MEMBERS), 1 / len(MEMBERS)),
-        temperatures=np.ones(len(MEMBERS)),
-        stretch=np.array([0.0, 1.0]),
+        class_weights=target.weight_of_classes,
+        weights=Weights.alike(),
         scores={},
+        **{name: of[0] for name, of in candidates.items()},
     )
+    return Fitted(ensemble=ensemble, candidates=candidates)
 
 
 def _fit_groups(train: Part) -> Groups:
@@ -145,12 +168,11 @@ def _links(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> dict[str,
     return {name: of.astype(np.int32) for name, of in {"roots": roots, **children}.items()}
 
 
-def _fit_boosting(
-    features: np.ndarray, targets: np.ndarray, target: Target, class_weights: np.ndarray, seed: int
-) -> BoostedTrees:
-    settings: dict[str, Any] = {**BOOSTING, "max_iter": ROUNDS, "random_state": seed}
+def _fit_boosting(features: np.ndarray, targets: np.ndarray, target: Target, seed: int) -> list[BoostedTrees]:
+    """Boosted trees after each of `ROUNDS`."""
+    settings: dict[str, Any] = {**BOOSTING, "max_iter": max(ROUNDS), "random_state": seed}
     if target.classes:
-        balance = dict(enumerate(class_weights))
+        balance = dict(enumerate(target.weight_of_classes))
         models = [HistGradientBoostingClassifier(**settings, class_weight=balance).fit(features, targets)]
     else:
         # The median, as of the forests: it is the absolute error that weighs the members.
@@ -158,26 +180,21 @@ def _fit_boosting(
             HistGradientBoostingRegressor(loss="quantile", quantile=q, **settings).fit(features, targets)
             for q in target.quantiles or (0.5,)
         ]
-    return _as_arrays(models, target.outputs)
+    trees = _as_arrays(models, target.outputs)
+    return [trees.first(len(trees.roots) * rounds // max(ROUNDS)) for rounds in ROUNDS]
 
 
 def _as_arrays(models: Sequence[Any], outputs: int) -> BoostedTrees:
-    """Trees of scikit-learn's boosting, of one model for all outputs or of a model for each.
+    """Trees of scikit-learn's boosting, of one model for all outputs or of a model for each, round by round.
 
     It has no public way to them; a test holds that these say what its models say.
     """
     # Of two classes, scikit-learn boosts the scores of the second alone.
     first = outputs - sum(model.n_trees_per_iteration_ for model in models)
-    trees, output = [], []
+    rounds = [[tree.nodes for of in each for tree in of] for each in zip(*(m._predictors for m in models), strict=True)]
+    trees = [tree for each in rounds for tree in each]
     start = np.zeros(outputs)
-    for model in models:
-        for round_ in model._predictors:
-            for number, tree in enumerate(round_):
-                trees.append(tree.nodes)
-                output.append(first + number)
-        begun = np.ravel(model._baseline_prediction)
-        start[first : first + len(begun)] = begun
-        first += len(begun)
+    start[first:] = np.concatenate([np.ravel(model._baseline_prediction) for model in models])
     is_leaf = np.concatenate([tree["is_leaf"] for tree in trees]).astype(bool)
 
     def joined(name: str) -> np.ndarray:
@@ -187,34 +204,46 @@ def _as_arrays(models: Sequence[Any], outputs: int) -> BoostedTrees:
         feature=np.where(is_leaf, -1, joined("feature_idx")).astype(np.int32),
         threshold=joined("num_threshold"),
         value=np.where(is_leaf, joined("value"), 0.0),
-        output=np.array(output, np.int32),
+        output=np.tile(np.arange(first, outputs, dtype=np.int32), len(rounds)),
         start=start,
         **_links([tree["left"] for tree in trees], [tree["right"] for tree in trees]),
     )
 
 
-def _fit_linear(inputs: np.ndarray, targets: np.ndarray, target: Target, class_weights: np.ndarray) -> Linear:
+def _fit_linear(inputs: np.ndarray, targets: np.ndarray, target: Target) -> list[Linear]:
+    """A linear model for each of `PENALTIES`."""
     scaler = StandardScaler().fit(inputs)
     scaled = np.asarray(scaler.transform(inputs))
+    found = []
+    for penalty in PENALTIES:
+        slope, intercept = _fit_slope(scaled, targets, target, penalty)
+        found.append(
+            Linear(
+                mean=np.asarray(scaler.mean_, np.float32),
+                slope=(slope / np.asarray(scaler.scale_)).T.astype(np.float32),
+                intercept=np.asarray(intercept, np.float64),
+            )
+        )
+    return found
+
+
+def _fit_slope(
+    scaled: np.ndarray, targets: np.ndarray, target: Target, penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [O, F] of standardised inputs, and intercepts [O]."""
     if target.classes:
-        balance = dict(enumerate(class_weights))
-        fitted: Any = LogisticRegression(C=PENALTY, class_weight=balance, max_iter=500).fit(scaled, targets)
+        balance = dict(enumerate(target.weight_of_classes))
+        fitted: Any = LogisticRegression(C=1 / penalty, class_weight=balance, max_iter=500).fit(scaled, targets)
         slope, intercept = fitted.coef_, fitted.intercept_
         if len(slope) == 1:  # two classes: scikit-learn has the scores of the second alone
             slope, intercept = np.concatenate([0 * slope, slope]), np.concatenate([0 * intercept, intercept])
-    else:
-        fitted: Any = RidgeCV(alphas=np.logspace(1, 6, 11)).fit(scaled, targets)
-        outputs = target.outputs
-        slope, intercept = np.tile(fitted.coef_, (outputs, 1)), np.full(outputs, fitted.intercept_)
-        if target.quantiles:
-            # By the quantiles of its errors: those of each training sample, left out of the fit.
-            errors = _left_out_errors(scaled, targets, float(fitted.alpha_))
-            intercept = intercept + np.quantile(errors, target.quantiles)
-    return Linear(
-        mean=np.asarray(scaler.mean_, np.float32),
-        slope=(slope / np.asarray(scaler.scale_)).T.astype(np.float32),
-        intercept=np.asarray(intercept, np.float64),
-    )
+        return slope, intercept
+    fitted: Any = Ridge(alpha=penalty).fit(scaled, targets)
+    slope, intercept = np.tile(fitted.coef_, (target.outputs, 1)), np.full(target.outputs, fitted.intercept_)
+    if target.quantiles:
+        # By the quantiles of its errors: those of each training sample, left out of the fit.
+        intercept = intercept + np.quantile(_left_out_errors(scaled, targets, penalty), target.quantiles)
+    return slope, intercept
 
 
 def _left_out_errors(inputs: np.ndarray, targets: np.ndarray, alpha: float) -> np.ndarray:

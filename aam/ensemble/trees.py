@@ -5,7 +5,7 @@ Shape letters: n samples, m training samples, T trees, N nodes of all trees, F f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -78,6 +78,13 @@ class BoostedTrees(Trees):
     """int32 [T]: the output that a tree adds to."""
     start: np.ndarray
     """float64 [O]: outputs before the first tree."""
+
+    def first(self, trees: int) -> BoostedTrees:
+        """The first of the trees: what was learned by then."""
+        nodes = self.roots[trees] if trees < len(self.roots) else len(self.feature)
+        of_trees = {name: getattr(self, name)[:trees] for name in ("roots", "output")}
+        of_nodes = {name: getattr(self, name)[:nodes] for name in ("feature", "threshold", "left", "right", "value")}
+        return replace(self, **of_trees, **of_nodes)
 
     def outputs(self, features_nF: np.ndarray) -> np.ndarray:
         """Numbers or their quantiles, or scores of classes: float64 [n, O]."""

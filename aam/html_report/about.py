@@ -86,7 +86,7 @@ def _caveats(run: Run) -> list[str]:
         "that, a little better than on new samples."
     ]
     if run.best.ensemble is not None:
-        weights = zip(MEMBERS, run.best.ensemble.member_weights, strict=True)
+        weights = zip(MEMBERS, run.best.ensemble.weights.of_members, strict=True)
         shares = ", ".join(f"{name.replace('_', ' ')} {weight:.2f}" for name, weight in weights)
         lines.append(
             f"Predictions are those of an ensemble ({shares}), weighed by samples that its members were not "

@@ -163,7 +163,7 @@ def _of_network(run: Run) -> list[Html]:
     """What is said here of an ensemble."""
     if run.best.ensemble is None:
         return []
-    share = run.best.ensemble.member_weights[MEMBERS.index("network")]
+    share = run.best.ensemble.weights.of_members[MEMBERS.index("network")]
     text = (
         f"All of this is of the network alone, which counts {share:.0%} in the ensemble: what its trees and its "
         "linear model look at is not in it."

@@ -102,6 +102,11 @@ class Target:
         return len(self.classes) or len(self.quantiles) or 1
 
     @property
+    def weight_of_classes(self) -> np.ndarray:
+        """`class_weights`, or 1 for each class: float64 [classes]."""
+        return np.asarray(self.class_weights or [1.0] * len(self.classes))
+
+    @property
     def point(self) -> int:
         """Output that is the prediction of a number: the only one, or the quantile nearest to 0.5."""
         return min(range(len(self.quantiles)), key=lambda i: abs(self.quantiles[i] - 0.5), default=0)
