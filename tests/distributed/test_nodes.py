@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -92,9 +93,7 @@ def check_history(config: RunConfig, reference: Path) -> None:
 
 def test_an_elastic_run_grows_when_a_node_comes(node, synthetic_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "RESIZE_SECONDS", 1.0)
-    config = pretrain_config(
-        synthetic_folder, tmp_path / "run", model=STILL, epochs=90
-    )  # long enough for Ray to see the node
+    config = pretrain_config(synthetic_folder, tmp_path / "run", model=STILL, epochs=30)
     seen = []
 
     def grow() -> None:
@@ -103,6 +102,10 @@ def test_an_elastic_run_grows_when_a_node_comes(node, synthetic_folder, tmp_path
         [worker] = train_workers()
         with paused(worker):  # a node takes its time to come up
             node.start()
+        with contextlib.suppress(psutil.NoSuchProcess):  # until two others are there in its place
+            while len(nodes_of_workers()) < 2:
+                with paused(worker):  # the run cannot end before Ray has seen the node
+                    time.sleep(0.5)
         wait_for(lambda: len(nodes_of_workers()) == 2)
         seen.append(nodes_of_workers())
 
