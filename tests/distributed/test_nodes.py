@@ -93,7 +93,7 @@ def check_history(config: RunConfig, reference: Path) -> None:
 
 def test_an_elastic_run_grows_when_a_node_comes(node, synthetic_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "RESIZE_SECONDS", 1.0)
-    config = pretrain_config(synthetic_folder, tmp_path / "run", model=STILL, epochs=30)
+    config = pretrain_config(synthetic_folder, tmp_path / "run", model=STILL, epochs=16)
     seen = []
 
     def grow() -> None:
