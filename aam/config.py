@@ -323,9 +323,9 @@ class TargetConfig:
     """Weigh the members of the ensemble by the training and validation samples, in this many folds: each is predicted
     by members, a network too, that were fitted without its fold. These networks speak along with the run's own. What is
     said of the folds also tells how many rounds trees are boosted, what linear coefficients cost, how sure of itself a
-    member may be, and how far predicted numbers are to be spread out.
-    Groups of --group-column stay together; without it, those of a column that the id files keep apart. The validation
-    samples weigh alone with 0, and with a base that is not frozen."""
+    member may be, and how far predicted numbers are to be spread out. Groups of --group-column stay together; without
+    it, those of a column that the id files keep apart. The validation samples weigh alone with 0, and with a base that
+    is not frozen."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
     count_weight: float | None = None

@@ -566,7 +566,10 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
 
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     page = write_report(tmp_path / "run").read_text()
-    assert "chose the best epoch, and how much each member of the ensemble counts; nothing else" in page
+    chosen = (
+        "how much each member of the ensemble counts, and how many rounds of boosting and which linear penalty it has"
+    )
+    assert f"chose the best epoch, {chosen}; nothing else" in page
     assert "its ensemble learned from them; the simple models have not met them" in page
     assert "was predicted before, without them" in page
     share = loaded.ensemble.weights.of_members[MEMBERS.index("network")]

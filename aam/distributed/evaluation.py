@@ -18,7 +18,6 @@ from aam.distributed.checkpoints import find_best, home_of, run_record
 from aam.distributed.pipeline import plan_stages
 from aam.distributed.run import run
 from aam.distributed.storage import join
-from aam.ensemble.ensemble import MEMBERS
 from aam.evaluation.caveats import caveats, what_was_done
 from aam.evaluation.folds import draw_folds, draw_once
 from aam.evaluation.outcome import (
@@ -169,7 +168,7 @@ def _outcome(
     assert found is not None, "stage 2 has a target"
     if loaded.ensemble is not None:
         alone = predict(asked, replace(loaded, ensemble=None), record).predictions
-        weights = {name: float(w) for name, w in zip(MEMBERS, loaded.ensemble.weights.of_members, strict=True)}
+        weights = loaded.ensemble.weights.by_name
     for name in ("table", "metadata"):
         path = source_of(record, name)
         if path is not None and content_hash(path) != record["dataset"]["sha256"][name]:

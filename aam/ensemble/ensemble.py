@@ -48,6 +48,11 @@ class Weights:
         alike = np.ones(len(MEMBERS))
         return cls(of_members=alike / len(alike), temperatures=alike, stretch=np.array([0.0, 1.0]))
 
+    @property
+    def by_name(self) -> dict[str, float]:
+        """`of_members` by the names of the members."""
+        return dict(zip(MEMBERS, self.of_members.tolist(), strict=True))
+
     def combine(self, members: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
         """What the members [n, O] say together: their weighted mean, of probabilities where it is classes.
 
@@ -126,13 +131,7 @@ class Ensemble:
     def inputs(self, draws: Sequence[Draw], vectors: np.ndarray) -> dict[str, np.ndarray]:
         """What each member but the network reads of samples, float32 [n, features]; see `outputs`."""
         shares_nG, own_nK = self.groups.shares_and_own(draws, vectors)
-        logs = log_shares(shares_nG)
-        return {
-            "asv_forest": logs[:, self.groups.are_single],
-            "group_forest": logs,
-            "boosting": boosting_inputs(own_nK, self.boosted),
-            "linear": linear_inputs(shares_nG, draws),
-        }
+        return inputs_of(shares_nG, own_nK, draws, self.groups, self.boosted)
 
     def members(self, network: np.ndarray, inputs: Mapping[str, np.ndarray], target: Target) -> dict[str, np.ndarray]:
         """Outputs of each member, float64 [n, O], of the network's and of what the others read."""
@@ -197,6 +196,14 @@ class Ensemble:
             ) from None
 
 
-def boosting_inputs(own_nK: sp.csr_matrix, boosted: np.ndarray) -> np.ndarray:
-    """What boosting reads: shares of some of the known ASVs, float32 [n, ASVs]."""
-    return own_nK[:, boosted].toarray().astype(np.float32)
+def inputs_of(
+    shares_nG: np.ndarray, own_nK: sp.csr_matrix, draws: Sequence[Draw], groups: Groups, boosted: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What each member but the network reads, of shares of chosen groups and of known ASVs: float32 [n, features]."""
+    logs = log_shares(shares_nG)
+    return {
+        "asv_forest": logs[:, groups.are_single],
+        "group_forest": logs,
+        "boosting": own_nK[:, boosted].toarray().astype(np.float32),
+        "linear": linear_inputs(shares_nG, draws),
+    }

@@ -186,8 +186,7 @@ def describe(ensemble: Ensemble, target: Target) -> str:
     """The members with their losses and weights, in words."""
     what = "log loss" if target.classes else "mean absolute error"
     parts = [
-        f"{name} {ensemble.scores[name]:.4g} (weight {weight:.2f})"
-        for name, weight in zip(MEMBERS, ensemble.weights.of_members, strict=True)
+        f"{name} {ensemble.scores[name]:.4g} (weight {weight:.2f})" for name, weight in ensemble.weights.by_name.items()
     ]
     spread = "" if target.classes else f", spread out by {ensemble.weights.stretch[1]:.2f}"
     return (

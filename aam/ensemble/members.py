@@ -24,9 +24,9 @@ from sklearn.preprocessing import StandardScaler
 
 from aam.data.batches import Draw
 from aam.data.composition import LEAST_SAMPLES, prevalent_asvs
-from aam.ensemble.ensemble import Ensemble, Weights, boosting_inputs
-from aam.ensemble.groups import Groups, log_shares
-from aam.ensemble.linear import Linear, linear_inputs
+from aam.ensemble.ensemble import Ensemble, Weights, inputs_of
+from aam.ensemble.groups import Groups
+from aam.ensemble.linear import Linear
 from aam.ensemble.trees import BoostedTrees, Forest
 from aam.training.targets import Target
 
@@ -99,22 +99,21 @@ def fit_members(train: Part, target: Target, seed: int) -> Fitted:
     groups = _fit_groups(train)
     shares, own = groups.shares_and_own(train.draws, train.vectors)
     groups = replace(groups, chosen=_choose(shares))
-    shares, single = shares[:, groups.chosen], groups.are_single
-    logs = log_shares(shares)
     boosted = _most_prevalent(own)
+    inputs = inputs_of(shares[:, groups.chosen], own, train.draws, groups, boosted)
     kinds = (
         (RandomForestClassifier, ExtraTreesClassifier)
         if target.classes
         else (RandomForestRegressor, ExtraTreesRegressor)
     )
     candidates = {
-        "boosting": _fit_boosting(boosting_inputs(own, boosted), train.targets, target, seed),
-        "linear": _fit_linear(linear_inputs(shares, train.draws), train.targets, target),
+        "boosting": _fit_boosting(inputs["boosting"], train.targets, target, seed),
+        "linear": _fit_linear(inputs["linear"], train.targets, target),
     }
     ensemble = Ensemble(
         groups=groups,
-        asv_forest=_fit_forest(kinds[0], logs[:, single], train.targets, seed, features_a_split="sqrt"),
-        group_forest=_fit_forest(kinds[1], logs, train.targets, seed, features_a_split=0.1),
+        asv_forest=_fit_forest(kinds[0], inputs["asv_forest"], train.targets, seed, features_a_split="sqrt"),
+        group_forest=_fit_forest(kinds[1], inputs["group_forest"], train.targets, seed, features_a_split=0.1),
         boosted=boosted,
         targets=train.targets.astype(np.float64),
         class_weights=target.weight_of_classes,

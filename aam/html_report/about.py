@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from aam.ensemble.ensemble import MEMBERS
 from aam.html_report.page import Html, bullets, element, figure, folded, grid, join, paragraph, table, tiles
 from aam.html_report.pictures import curves
 from aam.html_report.run_files import Run
@@ -86,7 +85,7 @@ def _caveats(run: Run) -> list[str]:
         "that, a little better than on new samples."
     ]
     if run.best.ensemble is not None:
-        weights = zip(MEMBERS, run.best.ensemble.weights.of_members, strict=True)
+        weights = run.best.ensemble.weights.by_name.items()
         shares = ", ".join(f"{name.replace('_', ' ')} {weight:.2f}" for name, weight in weights)
         lines.append(
             f"Predictions are those of an ensemble ({shares}), weighed by samples that its members were not "

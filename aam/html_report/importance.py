@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aam.ensemble.ensemble import MEMBERS
 from aam.html_report.encoding import Encoded, attention, collect, outputs
 from aam.html_report.page import Html, element, facts, figure, join, paragraph
 from aam.html_report.pictures import effects
@@ -163,7 +162,7 @@ def _of_network(run: Run) -> list[Html]:
     """What is said here of an ensemble."""
     if run.best.ensemble is None:
         return []
-    share = run.best.ensemble.weights.of_members[MEMBERS.index("network")]
+    share = run.best.ensemble.weights.by_name["network"]
     text = (
         f"All of this is of the network alone, which counts {share:.0%} in the ensemble: what its trees and its "
         "linear model look at is not in it."

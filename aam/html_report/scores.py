@@ -47,8 +47,9 @@ def _said_of_validation(run: Run) -> str:
     if run.best.ensemble is None:
         return "These samples chose the best epoch; nothing else was fitted to them."
     return (
-        "These samples chose the best epoch, and how much each member of the ensemble counts; nothing else of what is "
-        "shown here was fitted to them: its members learned from them afterwards."
+        "These samples chose the best epoch, how much each member of the ensemble counts, and how many rounds of "
+        "boosting and which linear penalty it has; nothing else of what is shown here was fitted to them: its members "
+        "learned from them afterwards."
     )
 
 
