@@ -25,7 +25,8 @@ from aam.config import Baseline
 from aam.data.composition import centred_log_ratios
 from aam.data.dataset import PreparedDataset
 
-_OF_NUMBERS, _OF_CLASSES = {"mean", "ridge", "random_forest_third"}, {"majority", "logistic"}
+_OF_NUMBERS, _OF_CLASSES = {"mean", "median", "ridge", "random_forest_third"}, {"majority", "logistic"}
+_CONSTANT = ("mean", "median", "majority")
 TOP_FEATURES = 500
 """Most prevalent ASVs, which the linear models and gradient boosting are given."""
 RIDGE_PENALTIES = np.logspace(-2, 5, 15)
@@ -103,7 +104,7 @@ def _relative(reads: sparse.csr_array) -> sparse.csr_array:
 
 def _features(name: str, train: sparse.csr_array, other: sparse.csr_array) -> tuple[Any, Any]:
     """Features of the training samples and of the others; which ASVs they are of is for the former to say."""
-    if name in ("mean", "majority"):
+    if name in _CONSTANT:
         return train, other  # not looked at
     if name == "depth":
         return np.log(train.sum(axis=1))[:, None], np.log(other.sum(axis=1))[:, None]
@@ -119,8 +120,8 @@ def _features(name: str, train: sparse.csr_array, other: sparse.csr_array) -> tu
 def _model(name: str, classifier: bool, class_weight: str | None, seed: int, jobs: int | None) -> Any:
     """An estimator with its fixed settings."""
     weights: dict[str, Any] = {"class_weight": class_weight} if classifier else {}
-    if name in ("mean", "majority"):
-        return DummyClassifier(strategy="prior") if classifier else DummyRegressor()
+    if name in _CONSTANT:
+        return DummyClassifier(strategy="prior") if classifier else DummyRegressor(strategy=name)
     if name == "ridge":
         return make_pipeline(StandardScaler(), RidgeCV(alphas=RIDGE_PENALTIES))
     if name == "logistic":

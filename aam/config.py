@@ -16,7 +16,15 @@ Location = NewType("Location", str)
 """A path, or a URI that pyarrow.fs knows: s3://bucket/runs, gs://bucket/runs."""
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
 Baseline = Literal[
-    "mean", "majority", "depth", "ridge", "logistic", "random_forest", "random_forest_third", "gradient_boosting"
+    "mean",
+    "median",
+    "majority",
+    "depth",
+    "ridge",
+    "logistic",
+    "random_forest",
+    "random_forest_third",
+    "gradient_boosting",
 ]
 
 DEFAULT_MAX_BP = 150

@@ -164,13 +164,23 @@ def _caveats(found: Predictions, truth: dict[str, Any], stage: Stage, base: Stag
             lines.append(f"not scored: {count} of classes that no training sample had ({some(strange)})")
     stages = {"stage 1": base, "stage 2": stage}
     for name, which in stages.items():
-        for part, verb in (("train", "trained on"), ("val", "chose its best epoch by")):
+        for part, verb in (("train", "trained on"), ("val", _what_validation_was_for(which))):
             seen = 0 if which is None else len(which.part(part).intersection(found.sample_ids))
             if seen:
                 lines.append(f"{name} {verb} {seen} of these samples")
     if len(lines) == 0 or not any(line.startswith("stage ") for line in lines):
         lines.append("no stage trained on any of these samples, nor chose its best epoch by them")
     return lines
+
+
+def _has_ensemble(stage: Stage | None) -> bool:
+    return stage is not None and bool(stage.record["config"]["loss"].get("ensemble"))
+
+
+def _what_validation_was_for(stage: Stage | None) -> str:
+    if _has_ensemble(stage):
+        return "chose its best epoch and weighed its ensemble by, and then fitted that to,"
+    return "chose its best epoch by"
 
 
 def _training(stage: Stage, base: Stage | None) -> str:
@@ -184,6 +194,7 @@ def _training(stage: Stage, base: Stage | None) -> str:
             METRIC_NAMES[tag]: which.metrics[f"val/{tag}"] for tag in METRIC_NAMES if f"val/{tag}" in which.metrics
         }
         shown = ", ".join(f"{label} {value:.4g}" for label, value in found.items())
+        name = f"{name}, the network alone" if _has_ensemble(which) else name
         lines.append(f"| {name} | {sizes} | {which.metrics['epoch']:g} | {shown} |")
     return "\n".join(lines)
 

@@ -220,7 +220,7 @@ def _listed(config: RunConfig, dataset: PreparedDataset, usable: list[str], drop
     unusable = dataset.manifest["dropped_samples"] | dropped
     if data.train_ids is not None or data.test_ids is not None:
         files = {"train": data.train_ids, "val": data.val_ids, "test": data.test_ids}
-        return split_from_files(files, usable, unusable)
+        return split_from_files(files, usable, unusable, only_kept_out=isinstance(config, PretrainConfig))
     if data.test_fraction == 0:
         return Split(train=[], val=[])
     drawn = _drawn_test(config, dataset)

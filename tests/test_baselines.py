@@ -122,6 +122,7 @@ def test_balanced_classes_weigh_inversely_to_their_frequency(halves, name):
 def test_mean_and_majority(halves):
     (_, train, numbers, classes), (_, other, _, _) = halves
     np.testing.assert_allclose(fit_predict("mean", train, numbers, other), numbers.mean())
+    np.testing.assert_allclose(fit_predict("median", train, numbers, other), np.median(numbers))
     said = fit_predict("majority", train, classes, other, classes=CLASSES)
     np.testing.assert_allclose(said, [[(classes == name).mean() for name in CLASSES]] * other.shape[0])
 

@@ -491,7 +491,20 @@ def test_folds_that_cannot_be_are_said(synthetic_folder, pretrained, tmp_path, c
     rare = {sample: "b" if plan.groups[sample] == plan.groups[first] else "a" for sample in plan.groups}
     lacking = Target(column="site", classes=("a", "b"), loss="cross_entropy")
     assert add._folds(dataclasses.replace(plan, targets=rare), lacking) == []
-    assert "would have all samples of a class; the validation samples weigh its members" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "one always had all samples of a class; the validation samples weigh its members" in said
+    # Beside two classes of many groups, it is learned from in every fold, unless validation samples are of it.
+    of_three = {sample: name if name == "b" else "ac"[i % 2] for i, (sample, name) in enumerate(rare.items())}
+    three = Target(column="site", classes=("a", "b", "c"), loss="cross_entropy")
+    ids = np.array([*plan.split.train, *plan.split.val])
+    groups = dict(plan.groups) | dict.fromkeys(plan.split.val, "of validation")
+    folds = add._folds(dataclasses.replace(plan, targets=of_three, groups=groups), three)
+    assert len(folds) == 4
+    left_out = ids[np.concatenate(folds)]
+    assert len(left_out) == len(set(left_out))
+    alone = {s for s, name in of_three.items() if name == "b"} - set(plan.split.val)
+    assert alone
+    assert set(left_out) == set(ids) - alone
 
 
 def test_what_belongs_together_is_told_or_found_in_the_id_files(synthetic_folder, pretrained, tmp_path):

@@ -12,10 +12,10 @@ from scipy.stats import binomtest, wilcoxon
 
 from aam.baselines import fit_predict, reads_of
 from aam.config import DataConfig, EvaluateConfig, Location, LoopConfig, ModelConfig, TargetConfig
-from aam.distributed.evaluation import check_asked, plan_parts, stages_of
-from aam.evaluation.folds import draw_folds, draw_once
+from aam.distributed.evaluation import check_asked, evaluate, plan_parts, stages_of
+from aam.evaluation.folds import _held_out, draw_folds, draw_once
 from aam.evaluation.outcome import Outcome, model_runs, scored_samples
-from aam.evaluation.results import assess
+from aam.evaluation.results import assess, to_markdown
 from aam.evaluation.scores import Samples, compare, score
 from aam.plan import make_plan
 from aam.predict import Predictions
@@ -54,9 +54,46 @@ def test_each_sample_is_a_test_sample_once_and_its_group_is_on_one_side(groups, 
 def test_folds_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="--folds 13: there are 12 groups of 60 samples only"):
         draw_folds(IDS, folds=13, val_fraction=0.2, seed=0, groups=GROUPS)
-    rare = ["a"] * 58 + ["b"] * 2
-    with pytest.raises(ValueError, match="cannot draw a validation split"):
-        draw_folds(IDS, folds=2, val_fraction=0.2, seed=0, classes=rare)
+    few = ["a", "b", *["c", "d"] * 2]
+    with pytest.raises(ValueError, match=r"--folds 3: n_splits=3 cannot be greater .*; give fewer folds"):
+        draw_folds(IDS[:6], folds=3, val_fraction=0.2, seed=0, classes=few)
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+@pytest.mark.parametrize("rare", [1, 2, 3])
+def test_a_class_of_few_samples_stops_nothing_and_is_never_all_in_validation(rare):
+    labels = [*["a"] * 30, *["b"] * (30 - rare), *["c"] * rare]
+    of = dict(zip(IDS, labels, strict=True))
+    for seed in range(8):
+        fractions = {"val_fraction": 0.2, "seed": seed}
+        splits = [*draw_folds(IDS, folds=2, **fractions, classes=labels),
+                  draw_once(IDS, test_fraction=0.2, **fractions, classes=labels)]  # fmt: skip
+        for split in splits:
+            assert sorted([*split.train, *split.val, *split.test]) == IDS
+            assert {of[s] for s in split.val} <= {of[s] for s in split.train}
+        assert "c" in {of[s] for s in splits[-1].train}
+
+
+def test_a_class_of_one_group_is_learned_from_wherever_it_can_be():
+    groups = [f"g{i // 6}" for i in range(48)]
+    labels = ["c" if group == "g0" else "ab"[i // 6 % 2] for i, group in enumerate(groups)]
+    of = dict(zip(IDS, labels, strict=False))
+    for seed in range(8):
+        fractions = {"val_fraction": 0.25, "seed": seed}
+        splits = draw_folds(IDS[:48], folds=4, **fractions, groups=groups, classes=labels)
+        assert sorted(s for split in splits for s in split.test) == IDS[:48]
+        assert sum("c" in {of[s] for s in split.train} for split in splits) == 3, "but in the fold that tests it"
+        for split in splits:
+            assert {of[s] for s in split.val} <= {of[s] for s in split.train}
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_no_fold_is_empty_where_there_are_as_many_groups_as_folds():
+    groups = np.repeat(["g0", "g1", "g2", "g3", "g4"], [8, 1, 10, 2, 1]).tolist()
+    labels = np.repeat(["a", "b", "a", "a", "a"], [8, 1, 10, 2, 1]).tolist()
+    for seed in range(40):
+        held = _held_out(np.array(IDS[:22]), 5, seed, np.array(groups), np.array(labels))
+        assert min(map(len, held)) > 0, seed
 
 
 # Scores
@@ -132,16 +169,50 @@ def test_a_perfect_model_is_better_and_an_equal_one_is_not(samples):
 def test_a_target_that_sequencing_depth_tells_is_told(samples):
     good, constant = noisy(samples, 0, 0.1), noisy(samples, 0, 0.0) * 0 + (1 / 3 if samples.classes else 100.0)
     always = "majority" if samples.classes else "mean"
-    for depth, baseline in ((good, always), (constant, always), (good, "other")):
-        baselines = {"depth": {1: depth}, baseline: {1: constant}}
+    metric, than = ("balanced_accuracy", "guessing, which has 0.3333") if samples.classes else ("mae", "mean by ")
+    for depth in (good, constant):
+        baselines = {"depth": {1: depth}, always: {1: constant}}
         found = assess("y", samples, {(1, 0): good}, baselines, seed=0, caveats=["first"], notes=[])
-        if depth is constant or baseline == "other":
+        if depth is constant:
             assert found.caveats == ["first"]
             continue
         assert found.caveats[0] == "first"
         assert found.caveats[1].startswith("SEQUENCING DEPTH alone, the number of reads of a sample, has ")
-        score_of = f"{samples.main_metric} {samples.scores(depth)[samples.main_metric]:.4g}, better than {baseline} by "
-        assert score_of in found.caveats[1]
+        assert f"{metric} {samples.scores(depth)[metric]:.4g}, better than {than}" in found.caveats[1]
+
+
+def test_guesses_are_not_taken_for_what_sequencing_depth_tells():
+    samples = classes(60)
+    told = 0
+    for seed in range(40):
+        guessed = np.random.default_rng(seed).dirichlet(np.ones(3), 60)
+        baselines = {"depth": {1: guessed}, "majority": {1: np.full((60, 3), 1 / 3)}}
+        told += len(assess("y", samples, {(1, 0): guessed}, baselines, seed=0, caveats=[], notes=[]).caveats)
+    assert told <= 3, "one in forty, by a 95 % interval"
+
+
+@pytest.mark.parametrize("units", [1, 5, 6])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_of_few_samples_or_groups_nothing_is_told_apart(units, grouped):
+    n = 4 * units if grouped else units
+    samples = Samples(ids=IDS[:n], truth=np.arange(n, dtype=float),
+                      groups=np.array(IDS)[np.arange(n) % units] if grouped else None)  # fmt: skip
+    poor = {"mean": {1: samples.truth + 10}, "depth": {1: samples.truth}}
+    found = assess("y", samples, {(1, 0): samples.truth + 1}, poor, seed=0, caveats=[], notes=[])
+    [row] = [line for line in to_markdown(found).splitlines() if line.startswith("| mean | -9")]
+    assert row.split("|")[3].strip() == ("better" if units == 6 else "not told apart (too few)")
+    assert len(found.caveats) == (units == 6)
+    what = "groups" if grouped else "samples"
+    assert any(note.startswith(f"{units} {what} only: ") for note in found.notes)
+
+
+def test_a_class_that_no_sample_has_is_no_f1_of_nought_among_few():
+    truth = np.array([*[0] * 50, *[1] * 50])
+    samples = Samples(ids=[f"s{i}" for i in range(100)], truth=truth, classes=("a", "b", "c"))
+    said = np.eye(3)[np.where(np.arange(100) == 7, 2, truth)]
+    found = score(samples, [said], samples.weights(0))
+    assert found.mean["macro_f1"] == pytest.approx((2 * 49 / 99 + 1) / 2)
+    assert min(found.interval["macro_f1"]) > 0.9
 
 
 def test_p_values_are_scipys():
@@ -213,7 +284,7 @@ def test_stage_1_sees_no_test_group_in_any_fold_and_all_seeds_share_a_split(synt
     metadata = change_metadata(synthetic_folder, tmp_path, forget)
     data = data_config(synthetic_folder, metadata=metadata)
     config = settings(synthetic_folder, tmp_path, data=data, folds=3, seeds=2, repeats=2)
-    parts = plan_parts(config)
+    parts, _ = plan_parts(config)
     assert [part.name for part in parts] == [f"repeat-{r}/fold-{f}" for r in (1, 2) for f in (1, 2, 3)]
     assert parts[0].split != parts[3].split
     more = 0
@@ -232,14 +303,14 @@ def test_stage_1_sees_no_test_group_in_any_fold_and_all_seeds_share_a_split(synt
         assert [second.loop.seed for _, second in plans] == [0, 1]
         assert (folder / "test.txt").read_text().split() == part.split.test
     assert more > 0, "samples without a target teach stage 1"
-    assert plan_parts(config) == parts
+    assert plan_parts(config)[0] == parts
     with pytest.raises(ValueError, match="this evaluation was started with another split"):
         plan_parts(replace(config, loop=LoopConfig(seed=5)))
 
 
 def test_transductive_lets_stage_1_have_the_test_samples_and_nothing_else_does(synthetic_folder, tmp_path):
     config = settings(synthetic_folder, tmp_path, transductive=True)
-    [part] = plan_parts(config)
+    [part], _ = plan_parts(config)
     first, second = stages_of(config, part, 0)
     assert set(part.split.test) < set(make_plan(first).split.train)
     assert make_plan(replace(second, pretrained=None)).split.test == part.split.test
@@ -252,7 +323,7 @@ def test_id_files_are_kept_to_in_both_stages(synthetic_folder, tmp_path):
     lists = {part: getattr(drawn.split, part)[1:] for part in ("train", "val", "test")}
     files = {f"{part}_ids": write_ids(tmp_path / f"{part}.txt", ids) for part, ids in lists.items()}
     config = settings(synthetic_folder, tmp_path, data=data_config(synthetic_folder, **files))
-    [part] = plan_parts(config)
+    [part], _ = plan_parts(config)
     assert part.name == ""
     first, second = stages_of(config, part, 0)
     assert first.output_dir == config.output_dir / "seed-0" / "stage1"
@@ -289,7 +360,7 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
     assert {name: found["model"][name] for name in expected} == pytest.approx(expected)
     labelled = [*plan.split.train, *plan.split.val]
     numbers_of = plan.dataset.metadata.loc[labelled, "gradient"].to_numpy(float)
-    assert set(found["baselines"]) == {"mean", "depth", "ridge", "random_forest_third"}
+    assert set(found["baselines"]) == {"mean", "median", "depth", "ridge", "random_forest_third"}
     for name, scores in found["baselines"].items():
         reads = [reads_of(plan.dataset, ids) for ids in (labelled, table.index)]
         direct = fit_predict(name, reads[0], numbers_of, reads[1])
@@ -308,7 +379,17 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
     assert f"a finished run, {tmp_path / '2'}: nothing was trained here" in text
     assert found["command"].startswith(f"python jobs/evaluate.py --checkpoint {tmp_path / '2'} --output-dir ")
     assert found["command"] in text
-    assert text in run_here("evaluate.py", *flags).stdout, "the same again, from baselines that were kept"
+    assert any(note in text for note in found["notes"] if "ASVs (" in note and "in no training sample" in note)
+    record = plan.describe(config)
+    for name in ("table", "metadata"):
+        record["config"]["data"][name] = str(tmp_path / "gone" / name)
+    (tmp_path / "2" / "run.json").write_text(json.dumps(record))
+    again = run_here("evaluate.py", *flags).stdout
+    assert text in again, "the same again, from baselines that were kept, though the run's own files are gone"
+    done = run_here("evaluate.py", "--checkpoint", tmp_path / "1", "--output-dir", tmp_path / "e", "--target", "site")
+    assert done.returncode != 0
+    assert "is a run of stage 1, which predicts nothing; give one of stage 2" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_what_is_asked_of_a_finished_run_must_be_what_it_has(synthetic_folder, tmp_path):
@@ -365,13 +446,13 @@ def test_an_encoder_from_scratch_is_the_one_that_stage_1_would_train(synthetic_f
     sizes = {"model": ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=2, asv_layers=1, kmer=4)}
     own = {"train_flags": "--attention-layers 1 --dropout 0.3"}
     config = settings(synthetic_folder, tmp_path, label_fraction=0.5, from_scratch=True, **sizes, **own)
-    [part] = plan_parts(config)
+    [part], _ = plan_parts(config)
     first, second = stages_of(config, part, 0)
     spec = make_plan(second).spec
     assert replace(spec.encoder, dropout=0.1) == make_plan(first).spec.encoder
     assert spec.encoder.dropout == 0.3
     assert not spec.freeze_base
-    whole = plan_parts(replace(config, label_fraction=1.0, output_dir=tmp_path / "whole"))[0]
+    [whole], _ = plan_parts(replace(config, label_fraction=1.0, output_dir=tmp_path / "whole"))
     assert set(part.split.train) < set(whole.split.train)
     assert len(part.split.train) == round(len(whole.split.train) / 2)
     assert set(part.split.val) < set(whole.split.val)
@@ -383,6 +464,35 @@ def test_an_encoder_from_scratch_is_the_one_that_stage_1_would_train(synthetic_f
         make_plan(of_all[0]).split,
     )
     assert (of_first.train, of_first.val) == (of_whole.train, of_whole.val) == (whole.pretrain, whole.split.val)
+
+
+def test_a_share_of_the_labels_is_of_each_class(synthetic_folder, tmp_path):
+    loss = TargetConfig(target="site", classifier=True)
+    splits = {}
+    for share in (0.02, 0.3, 1.0):
+        config = settings(synthetic_folder, tmp_path / str(share), loss=loss, label_fraction=share)
+        [part], _ = plan_parts(config)
+        splits[share] = part.split
+    site = make_plan(train_config(synthetic_folder, tmp_path, target=loss)).dataset.metadata["site"]
+    for name in ("train", "val"):
+        few, some_of, whole = (getattr(split, name) for split in splits.values())
+        counts = site[whole].value_counts()
+        assert set(few) <= set(some_of) < set(whole)
+        assert (site[few].value_counts() == 1).all()
+        expected = {label: max(1, round(0.3 * count)) for label, count in counts.items()}
+        assert site[some_of].value_counts().to_dict() == expected
+
+
+def test_what_stage_1_cannot_use_is_told_before_anything_is_trained(synthetic_folder, tmp_path, capsys):
+    """Stage 2 takes all reads, stage 1 draws more than most samples have."""
+    depths = make_plan(train_config(synthetic_folder, tmp_path)).dataset.depths
+    flags = {"train_flags": "--rarefy-depth 0", "pretrain_flags": f"--rarefy-depth {int(np.sort(depths)[-8])}"}
+    config = settings(synthetic_folder, tmp_path, folds=4, **flags)
+    with pytest.raises(
+        ValueError, match=r"fold-\d/(val|test|pretrain).txt: none of its .*fewer reads than --rarefy-depth"
+    ):
+        evaluate(config)
+    assert "models to train" not in capsys.readouterr().out
 
 
 def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster, synthetic_folder, tmp_path):

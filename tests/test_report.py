@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -67,6 +68,12 @@ def test_scores_of_a_number_stand_beside_those_of_the_training_mean(stages):
     assert f"the mean of the training samples, {mean:.4g}" in text
     assert "not predicted: 1 (12 reads, fewer than 200)" in text
     assert f"stage 2 chose its best epoch by {len(ids)} of these samples" in text
+    record = {**stages[1].record, "config": {**stages[1].record["config"], "loss": {"ensemble": True}}}
+    text_of_ensemble = report(found, (stages[0], dataclasses.replace(stages[1], record=record)))
+    fitted = f"chose its best epoch and weighed its ensemble by, and then fitted that to, {len(ids)} of these samples"
+    assert f"stage 2 {fitted}" in text_of_ensemble
+    assert "| stage 2, the network alone |" in text_of_ensemble
+    assert "network alone" not in text
     seen = len(stages[0].part("train").intersection(ids))
     assert f"stage 1 trained on {seen} of these samples" in text
 

@@ -62,7 +62,9 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
-def split_from_files(files: dict[str, Path | None], usable: Sequence[str], dropped: dict[str, str]) -> Split:
+def split_from_files(
+    files: dict[str, Path | None], usable: Sequence[str], dropped: dict[str, str], *, only_kept_out: bool = False
+) -> Split:
     """Split by id files.
 
     Parameters
@@ -73,6 +75,8 @@ def split_from_files(files: dict[str, Path | None], usable: Sequence[str], dropp
         Samples that can be used.
     dropped : dict
         Samples of the table that cannot, and why; those are left out and said in the notes.
+    only_kept_out : bool
+        Of the test samples nothing is asked but to be in no other part: all of them may be such that cannot be used.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def split_from_files(files: dict[str, Path | None], usable: Sequence[str], dropp
         lost = [i for i in ids if i not in known]
         if lost:
             notes += [f"--{part}-ids: {text}" for text in describe_dropped({i: dropped[i] for i in lost})]
-        if ids and not parts[part]:
+        if ids and not parts[part] and not (only_kept_out and part == "test"):
             raise ValueError(
                 f"{path}: none of its {len(ids)} samples can be used, the first: {lost[0]} ({dropped[lost[0]]})"
             )
@@ -200,6 +204,13 @@ def _draw(
     ids = np.asarray(sample_ids)[order]
     labels = None if classes is None else np.asarray(classes)[order]
     members = None if groups is None else np.asarray(groups)[order]
+    if labels is not None and members is None:
+        # A class of one sample stays: it cannot be on both sides, and what is drawn could not be known from the rest.
+        names, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        alone = sizes[codes] == 1
+        if len(names) > 1 and 0 < alone.sum() < len(ids):
+            stay, drawn = _draw(ids[~alone].tolist(), share, seed, classes=labels[~alone].tolist())
+            return sorted([*stay, *ids[alone].tolist()]), drawn
     if members is not None and len(set(members)) < 2:
         raise ValueError(f"--group-column has one group only ({members[0]}): nothing to hold out")
     if members is not None:
@@ -211,11 +222,13 @@ def _draw(
     _, codes = np.unique(np.zeros(len(ids)) if labels is None else labels, return_inverse=True)
     wanted = share * np.bincount(codes)
 
-    def unevenness(parts: tuple[np.ndarray, np.ndarray]) -> float:
-        return np.abs(np.bincount(codes[parts[1]], minlength=len(wanted)) - wanted).sum()
+    def unevenness(parts: tuple[np.ndarray, np.ndarray]) -> tuple[int, float]:
+        stay, drawn = (np.bincount(codes[part], minlength=len(wanted)) for part in parts)
+        return int((stay == 0).sum()), float(np.abs(drawn - wanted).sum())
 
     try:
-        # Groups differ in size and in what they hold: a single draw may be far from the share asked for.
+        # Groups differ in size and in what they hold: a single draw may be far from the share asked for, or take all
+        # that there is of a class, which nobody could learn then.
         stay, drawn = min(splitter.split(ids, labels, members), key=unevenness)
     except ValueError as error:
         raise ValueError(str(error).rstrip(".")) from None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from aam.baselines import baseline_names
 from aam.config import DataConfig, EvaluateConfig, Location, PipelineConfig, PredictConfig, PretrainConfig, TrainConfig
@@ -18,7 +17,7 @@ from aam.distributed.checkpoints import find_best, home_of, run_record
 from aam.distributed.pipeline import plan_stages
 from aam.distributed.run import run
 from aam.distributed.storage import join
-from aam.evaluation.caveats import caveats, what_was_done
+from aam.evaluation.caveats import caveats, what_is_unknown, what_was_done
 from aam.evaluation.folds import draw_folds, draw_once
 from aam.evaluation.outcome import (
     Outcome,
@@ -69,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     RunFailedError
         Where a training failed.
     """
-    outcomes = _train_all(config) if config.checkpoint is None else [_finished(config)]
+    outcomes, read = _train_all(config) if config.checkpoint is None else _finished(config)
     target, group_column = outcomes[0].found.target, _group_column(config, outcomes[0])
     samples, notes = scored_samples(outcomes, group_column)
     names = [n for n in baseline_names(classifier=bool(target.classes)) if n not in config.skip_baselines]
@@ -82,7 +81,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         network=network_runs(samples, outcomes),
         seed=seed,
         caveats=caveats(outcomes, group_column),
-        notes=[what_was_done(outcomes, config.folds, config.repeats), *_how_trained(config), *notes],
+        notes=[
+            what_was_done(outcomes, config.folds, config.repeats),
+            *_how_trained(config),
+            *notes,
+            *what_is_unknown(outcomes),
+            *read,
+        ],
     )
 
 
@@ -102,15 +107,24 @@ def _how_trained(config: EvaluateConfig) -> list[str]:
     return notes
 
 
-def _finished(config: EvaluateConfig) -> Outcome:
+def _finished(config: EvaluateConfig) -> tuple[list[Outcome], list[str]]:
+    """The run, and what it says of the samples that it read."""
     assert config.checkpoint is not None
     record = run_record(config.checkpoint)
     if record is None:
         raise ValueError(f"{config.checkpoint}: no run.json there, which names its samples; give the run folder")
+    if record["stage"] != "train":
+        raise ValueError(f"{config.checkpoint}: is a run of stage 1, which predicts nothing; give one of stage 2")
     check_asked(config, record)
+    had = record["config"]["data"]
+    for name in record["dataset"]["sha256"]:
+        path = getattr(config.data, name)
+        if path is not None and had["table"] is not None:
+            had[name] = str(path)  # the same file; the run's may have been moved since
     if config.data.test_ids is not None:
         record["split"]["test"] = read_ids(config.data.test_ids)
-    return _outcome(config, config.checkpoint, record, repeat=1, fold=1, seed=record["config"]["loop"]["seed"])
+    seed = record["config"]["loop"]["seed"]
+    return [_outcome(config, config.checkpoint, record, repeat=1, fold=1, seed=seed)], record["notes"]
 
 
 def check_asked(config: EvaluateConfig, record: dict[str, Any]) -> None:
@@ -164,11 +178,13 @@ def _outcome(
         cache_dir=config.data.cache_dir,
     )
     loaded = checkpoint.load(find_best(location))
-    found, alone, weights = predict(asked, loaded, record).predictions, None, {}
+    everything = predict(asked, loaded, record)
+    found, alone, weights, weighed_by = everything.predictions, None, {}, 0
     assert found is not None, "stage 2 has a target"
     if loaded.ensemble is not None:
         alone = predict(asked, replace(loaded, ensemble=None), record).predictions
         weights = loaded.ensemble.weights.by_name
+        weighed_by = int(loaded.ensemble.scores["samples"])
     for name in ("table", "metadata"):
         path = source_of(record, name)
         if path is not None and content_hash(path) != record["dataset"]["sha256"][name]:
@@ -183,6 +199,8 @@ def _outcome(
         base_record=None if base is None else run_record(base),
         alone=alone,
         member_weights=weights,
+        weighed_by=weighed_by,
+        unknown=[note for note in everything.notes if note not in record["notes"]],
     )
 
 
@@ -194,16 +212,19 @@ def _group_column(config: EvaluateConfig, outcome: Outcome) -> str | None:
     return config.data.group_column or given["group_column"]
 
 
-def _train_all(config: EvaluateConfig) -> list[Outcome]:
+def _train_all(config: EvaluateConfig) -> tuple[list[Outcome], list[str]]:
+    """All runs, and what was read and what dropped before they were split."""
     resolved = with_builtin_data(TrainConfig(data=config.data, loss=config.loss))
     config = replace(config, data=resolved.data, loss=resolved.loss)
-    parts = plan_parts(config)
+    parts, notes = plan_parts(config)
     seeds = range(config.loop.seed, config.loop.seed + config.seeds)
     planned = [(part, seed, *stages_of(config, part, seed)) for part in parts for seed in seeds]
-    for _, seed, first, second in planned:
-        if seed == seeds[0]:
-            _plan_without_base(first, second)  # a fault in the last fold is told before the first is trained
     one_stage = config.from_scratch or config.pretrained is not None
+    for _, seed, first, second in planned:
+        if seed == seeds[0]:  # a fault in the last fold is told before the first is trained
+            _plan_without_base(first, second)
+            if not one_stage:
+                make_plan(first)
     stages = "stage 2 alone" if one_stage else "each of two stages"
     print(f"evaluation: {len(planned)} models to train, {stages}, in {config.output_dir}", flush=True)
     for part, seed, first, second in planned:
@@ -216,11 +237,13 @@ def _train_all(config: EvaluateConfig) -> list[Outcome]:
         home, record = home_of(second), run_record(home_of(second))
         assert record is not None, "it has just been trained"
         outcomes.append(_outcome(config, home, record, repeat=part.repeat, fold=part.fold, seed=seed))
-    return outcomes
+    return outcomes, notes
 
 
-def plan_parts(config: EvaluateConfig) -> list[Part]:
+def plan_parts(config: EvaluateConfig) -> tuple[list[Part], list[str]]:
     """The splits, and for each the samples of stage 1; their id files are written, or found as they would be written.
+
+    With them, what was read and what dropped, in words.
 
     Stage 1 trains on the training samples of stage 2 and on samples without a target, but none of a group that is held
     back.
@@ -252,14 +275,18 @@ def plan_parts(config: EvaluateConfig) -> list[Part]:
                     repeat=repeat,
                     fold=fold,
                     name=_name(config, repeat, fold),
-                    split=replace(split, train=_labelled(config, split.train), val=_labelled(config, split.val)),
+                    split=replace(
+                        split,
+                        train=_labelled(config, split.train, plan.targets),
+                        val=_labelled(config, split.val, plan.targets),
+                    ),
                     pretrain=[*split.train, *more, *held],
                     pretrain_val=split.val,
                 )
             )
     for part in parts:
         _write_ids(config.output_dir / part.name, part)
-    return parts
+    return parts, [note for note in plan.notes if not note.startswith("--max-updates")]  # of another number of samples
 
 
 def _name(config: EvaluateConfig, repeat: int, fold: int) -> str:
@@ -286,11 +313,19 @@ def _splits(
     )
 
 
-def _labelled(config: EvaluateConfig, sample_ids: list[str]) -> list[str]:
-    """Samples whose target may be used; of two shares, the smaller is part of the larger."""
+def _labelled(config: EvaluateConfig, sample_ids: list[str], targets: Mapping[str, Any]) -> list[str]:
+    """Samples whose target may be used; of two shares, the smaller is part of the larger.
+
+    Of each class alike, and one at least: what no training sample has cannot be scored.
+    """
     order = generator(config.loop.seed, "labels").permutation(len(sample_ids))
-    kept = np.sort(order[: max(2, round(config.label_fraction * len(sample_ids)))])
-    return [sample_ids[int(i)] for i in kept]
+    drawn = [sample_ids[int(i)] for i in order]
+    of_class: dict[Any, list[str]] = {}
+    for sample in drawn:
+        of_class.setdefault(targets[sample] if config.loss.classifier else None, []).append(sample)
+    least = 1 if config.loss.classifier else 2
+    kept = {s for of in of_class.values() for s in of[: max(least, round(config.label_fraction * len(of)))]}
+    return [sample for sample in sample_ids if sample in kept]
 
 
 def _unlabelled(plan: RunPlan, split: Split, groups: dict[str, str] | None, test_ids: Path | None) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,9 @@ from aam.training.loop import fit
 from aam.training.metrics import EpochArrays
 from aam.training.step import autocast_of
 from aam.training.targets import Target
+
+_ATTEMPTS = 10
+"""Draws of folds, until each leaves samples of every class to learn from."""
 
 
 def add_ensemble(best: Path, plan: RunPlan, epochs: int) -> str:
@@ -74,30 +79,48 @@ def _labelled(plan: RunPlan) -> list[str]:
 
 
 def _folds(plan: RunPlan, target: Target) -> list[np.ndarray]:
-    """Samples of each fold, as positions among those with labels: each in one, groups together, classes spread evenly.
+    """Samples of each fold, as positions among those with labels: groups together, classes spread evenly.
 
-    Empty where the validation samples are the only ones to be left out.
+    Each is in one, but for classes of which one group has all samples. Empty where the validation samples are the only
+    ones to be left out.
     """
     if not plan.ensemble_folds:
         return []
     groups = [plan.groups[s] for s in _labelled(plan)]
     labels = target.encode([plan.targets[s] for s in _labelled(plan)])
+    rows = np.arange(len(labels))
+    if target.classes:
+        # A class of one group is in no fold: whoever is trained without that group would not know of the class.
+        alone = _only_in_one_group(labels, groups)
+        if not alone[len(plan.split.train) :].any() and len(set(labels[~alone])) > 1:
+            rows = rows[~alone]
+    labels, groups = labels[rows], np.asarray(groups)[rows]
     kind = StratifiedGroupKFold if target.classes else GroupKFold
-    splitter = kind(min(plan.ensemble_folds, max(2, len(set(groups)))), shuffle=True, random_state=plan.loop.seed)
-    try:
-        splits = list(splitter.split(labels, labels, groups))
-    except ValueError as error:  # one group, or fewer samples of each class than folds
-        print(f"ensemble: no folds: {error}; the validation samples weigh its members", flush=True)
-        return []
-    for number, (rest, _) in enumerate(splits, start=1):
-        if target.classes and set(labels[rest]) != set(labels):
-            print(
-                f"ensemble: no folds: number {number} would have all samples of a class; the validation samples weigh "
-                "its members",
-                flush=True,
-            )
+    folds = min(plan.ensemble_folds, max(2, len(set(groups))))
+    for attempt in range(_ATTEMPTS):
+        splitter = kind(folds, shuffle=True, random_state=plan.loop.seed + 1000 * attempt)
+        try:
+            splits = list(splitter.split(labels, labels, groups))
+        except ValueError as error:  # one group, or fewer samples of each class than folds
+            print(f"ensemble: no folds: {error}; the validation samples weigh its members", flush=True)
             return []
-    return [held_out for _, held_out in splits]
+        # scikit-learn may leave a fold without any group, where there are few.
+        found = [(rest, held_out) for rest, held_out in splits if len(held_out)]
+        if not target.classes or all(set(labels[rest]) == set(labels) for rest, _ in found):
+            return [rows[held_out] for _, held_out in found]
+    print(
+        f"ensemble: no folds: in {_ATTEMPTS} draws, one always had all samples of a class; the validation samples "
+        "weigh its members",
+        flush=True,
+    )
+    return []
+
+
+def _only_in_one_group(labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Whether the class of a sample is in one group only: bool [n]."""
+    pairs = {(label, group) for label, group in zip(labels.tolist(), groups, strict=True)}
+    of_class = Counter(label for label, _ in pairs)
+    return np.array([of_class[label] == 1 for label in labels.tolist()])
 
 
 def _left_out(

@@ -64,4 +64,13 @@ def what_was_done(outcomes: Sequence[Outcome], folds: int | None, repeats: int) 
     if not weights:
         return sizes
     shares = (f"{name.replace('_', ' ')} {np.mean([w[name] for w in weights]):.2f}" for name in weights[0])
-    return f"{sizes}; the model is an ensemble, weighed on average: {', '.join(shares)}"
+    return (
+        f"{sizes}; the model is an ensemble, weighed there by {outcomes[0].weighed_by} samples that its members were "
+        f"fitted without, on average: {', '.join(shares)}"
+    )
+
+
+def what_is_unknown(outcomes: Sequence[Outcome]) -> list[str]:
+    """What of the test samples is new to the models; of folds, to that of the first."""
+    where = "" if len({outcome.fold for outcome in outcomes}) == 1 else "first fold: "
+    return [f"{where}{note}" for note in outcomes[0].unknown]

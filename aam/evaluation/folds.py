@@ -104,9 +104,12 @@ def _held_out(
         kind = StratifiedKFold if members is None else StratifiedGroupKFold
         splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
         try:
-            return [np.sort(held) for _, held in splitter.split(ids, labels, members)]
+            found = [np.sort(held) for _, held in splitter.split(ids, labels, members)]
         except ValueError as error:
             raise ValueError(f"--folds {folds}: {str(error).rstrip('.')}; give fewer folds") from None
+        if all(map(len, found)):
+            return found
+        # Where there are hardly more groups than folds, scikit-learn may leave a fold without any: groups alone then.
     units, unit = np.unique(ids if members is None else members, return_inverse=True)
     splitter = KFold(n_splits=folds, shuffle=True, random_state=seed)
     return [np.flatnonzero(np.isin(unit, held)) for _, held in splitter.split(units)]

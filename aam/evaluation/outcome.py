@@ -38,6 +38,10 @@ class Outcome:
     """What its network says alone, where it is one of an ensemble."""
     member_weights: dict[str, float] = field(default_factory=dict)
     """What each member of the ensemble counts."""
+    weighed_by: int = 0
+    """Samples that these were weighed by."""
+    unknown: list[str] = field(default_factory=list)
+    """What of the test samples the model has never seen, in words."""
 
     def truth(self, sample_ids: Sequence[str]) -> dict[str, Any]:
         """Target of those samples that have one."""

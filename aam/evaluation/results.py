@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from aam.baselines import TOP_FEATURES
-from aam.evaluation.scores import RESAMPLES, Comparison, Samples, Scores, compare, mean_scores, score
+from aam.evaluation.scores import LEAST_UNITS, RESAMPLES, Comparison, Samples, Scores, compare, mean_scores, score
 
-FEW_GROUPS = 10
-"""With fewer, a percentile interval is too narrow to trust."""
+FEW_UNITS = 10
+"""Groups, or samples on their own. With fewer, a percentile interval is too narrow to trust."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def assess(
         baselines={name: score(samples, runs, weights) for name, runs in others.items()},
         comparisons={name: compare(samples, said, runs, weights) for name, runs in others.items()},
         caveats=[*caveats, *_of_depth(samples, others, weights)],
-        notes=[*notes, *_notes(samples, len(baselines))],
+        notes=[*notes, *_notes(samples, baselines)],
         predictions=_predictions(samples, model, baselines),
     )
 
@@ -98,35 +98,42 @@ def _seed_average(samples: Samples, model: dict[tuple[int, int], np.ndarray]) ->
 
 def _of_depth(samples: Samples, baselines: dict[str, list[np.ndarray]], weights: np.ndarray) -> list[str]:
     """Whether the target goes along with how deeply samples were sequenced."""
-    constant = "majority" if samples.classes else "mean"
-    if not {"depth", constant} <= baselines.keys():
+    if samples.units < LEAST_UNITS or "depth" not in baselines:
         return []
-    found = compare(samples, baselines["depth"], baselines[constant], weights)
-    if not _is_better(samples, found):
+    alone = mean_scores([samples.scores(said) for said in baselines["depth"]])
+    if samples.classes:
+        # By macro-F1, guessing beats always saying the most frequent class.
+        metric, guessing = "balanced_accuracy", 1 / len(np.unique(samples.truth))
+        low, _ = score(samples, baselines["depth"], weights).interval[metric]
+        is_told, than = low > guessing + 1e-9, f"guessing, which has {guessing:.4g}"
+    else:
+        metric = samples.main_metric
+        found = compare(samples, baselines["depth"], baselines["mean"], weights) if "mean" in baselines else None
+        is_told = found is not None and found.interval[1] < 0
+        than = "" if found is None else f"mean by {abs(found.difference):.4g}"
+    if not is_told:
         return []
-    alone = mean_scores([samples.scores(said) for said in baselines["depth"]])[samples.main_metric]
     return [
-        f"SEQUENCING DEPTH alone, the number of reads of a sample, has {samples.main_metric} {alone:.4g}, better than "
-        f"{constant} by {abs(found.difference):.4g}: what is found in unrarefied reads may be the sequencing, not the "
-        "microbes. With --rarefy-depth N the model sees the same number of reads of each sample"
+        f"SEQUENCING DEPTH alone, the number of reads of a sample, has {metric} {alone[metric]:.4g}, better than "
+        f"{than}: what is found in unrarefied reads may be the sequencing, not the microbes. With --rarefy-depth N the "
+        "model sees the same number of reads of each sample"
     ]
 
 
-def _is_better(samples: Samples, found: Comparison) -> bool:
-    """Whether the first of the two compared has the better score, in the whole interval."""
-    low, high = found.interval
-    return low > 0 if samples.classes else high < 0
+def _verdict(samples: Samples, found: Comparison) -> str:
+    """What the interval says of the first of the two compared."""
+    if samples.units < LEAST_UNITS:
+        return "not told apart (too few)"
+    gain = found.interval if samples.classes else (-found.interval[1], -found.interval[0])
+    return "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "not told apart"
 
 
-def _notes(samples: Samples, baselines: int) -> list[str]:
-    over = "samples"
-    lines = []
-    if samples.groups is not None:
-        count = len(np.unique(samples.groups))
-        over = f"groups ({count})"
-        if count < FEW_GROUPS:
-            lines.append(f"{count} groups only: the intervals are too narrow, and a difference means little")
-    lines.insert(0, f"in brackets: 95 % bootstrap interval over test {over}, {RESAMPLES} resamples; not over training")
+def _notes(samples: Samples, baselines: Collection[str]) -> list[str]:
+    what = "samples" if samples.groups is None else "groups"
+    over = what if samples.groups is None else f"groups ({samples.units})"
+    lines = [f"in brackets: 95 % bootstrap interval over test {over}, {RESAMPLES} resamples; not over training"]
+    if samples.units < FEW_UNITS:
+        lines.append(f"{samples.units} {what} only: the intervals are too narrow, and a difference means little")
     if baselines:
         lines.append(
             "the baselines are not tuned: fixed settings, all reads; random forests on the shares of all ASVs, the "
@@ -134,6 +141,11 @@ def _notes(samples: Samples, baselines: int) -> list[str]:
             "training and the validation samples, which the model has had both: a network chooses its best epoch by "
             "the latter, and the other members of an ensemble learn from them"
         )
+        if "median" in baselines:
+            lines.append(
+                "the baselines predict means, but for the median. Of numbers with a long tail, medians have the lower "
+                "MAE, microbes or not: a model that learned by it (--target-loss mae) gains that beside what it knows"
+            )
         if samples.groups is not None:
             lines.append(
                 "the p-values take samples for independent, which those of a group are not: go by the interval"
@@ -258,8 +270,6 @@ def _comparison_table(found: Evaluation) -> str:
     lines = [f"| model less | {metric} (95 %) | the model is | p ({', '.join(tests)}) |", "|---|---|---|---|"]
     for name, comparison in found.comparisons.items():
         low, high = comparison.interval
-        worse = (high < 0) if found.samples.classes else (low > 0)
-        verdict = "better" if _is_better(found.samples, comparison) else "worse" if worse else "not told apart"
         shown = f"{comparison.difference:+.4g} ({low:+.4g} to {high:+.4g})"
-        lines.append(f"| {name} | {shown} | {verdict} | {comparison.p_value:.2g} |")
+        lines.append(f"| {name} | {shown} | {_verdict(found.samples, comparison)} | {comparison.p_value:.2g} |")
     return "\n".join(lines)

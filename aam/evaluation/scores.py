@@ -16,6 +16,9 @@ from scipy.stats import binomtest, wilcoxon
 from aam.training.metrics import classification_metrics, regression_metrics
 
 RESAMPLES = 2000
+LEAST_UNITS = 6
+"""Groups, or samples on their own, below which a model is never told apart: all of five are better in one of 16 draws
+where neither is, and the bootstrap would always call that a difference."""
 _LEVEL = (2.5, 97.5)
 
 
@@ -35,11 +38,15 @@ class Samples:
         """What a model and a baseline are compared by."""
         return "macro_f1" if self.classes else "mae"
 
+    @property
+    def units(self) -> int:
+        """What is drawn in a resample: groups, or samples on their own."""
+        return len(self.ids) if self.groups is None else len(np.unique(self.groups))
+
     def weights(self, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
         """How often each sample is in each resample: float64 [R, N]."""
         _, unit = np.unique(np.arange(len(self.ids)) if self.groups is None else self.groups, return_inverse=True)
-        units = unit.max() + 1
-        drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
+        drawn = np.random.default_rng(seed).multinomial(self.units, np.full(self.units, 1 / self.units), size=resamples)
         return drawn[:, unit].astype(np.float64)
 
     def scores(self, said: np.ndarray) -> dict[str, float]:
@@ -73,7 +80,7 @@ class Samples:
         return {
             "accuracy": right.sum(axis=1) / weights.sum(axis=1),
             "balanced_accuracy": np.nanmean(right / true, axis=1),
-            "macro_f1": np.nanmean(2 * right / (true + called), axis=1),
+            "macro_f1": np.nanmean(np.where(true > 0, 2 * right / (true + called), np.nan), axis=1),
         }
 
 
@@ -184,7 +191,7 @@ def _signed_rank(truth: np.ndarray, model: list[np.ndarray], baseline: list[np.n
 
 def _mcnemar(truth: np.ndarray, model: list[np.ndarray], baseline: list[np.ndarray]) -> tuple[str, float]:
     """Exact test on the samples that one has right and the other wrong, in most of its runs."""
-    name = "exact McNemar"
+    name = "exact McNemar, of accuracy"
     right = [np.sign(np.mean([said.argmax(axis=1) == truth for said in r], axis=0) - 0.5) for r in (model, baseline)]
     won, lost = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())
     return name, 1.0 if won + lost == 0 else float(binomtest(won, won + lost, 0.5).pvalue)

@@ -189,6 +189,9 @@ def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, fl
 def classification_metrics(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Accuracy, balanced accuracy, macro-F1, and AUROC where every class occurs.
 
+    Balanced accuracy and macro-F1 are means over the classes that occur among these samples: one that is said once, and
+    is none of theirs, takes its share of precision from no class, and would be an F1 of 0 among few.
+
     Parameters
     ----------
     truth : ndarray of int [n]
@@ -201,9 +204,8 @@ def classification_metrics(truth: np.ndarray, probabilities: np.ndarray) -> dict
         return {}
     predicted = probabilities.argmax(axis=1)
     present = np.unique(truth)
-    # The mean recall over the classes that occur; scikit-learn's own warns when others were predicted.
     recall = sk.recall_score(truth, predicted, labels=present, average="macro")
-    macro_f1 = sk.f1_score(truth, predicted, average="macro")
+    macro_f1 = sk.f1_score(truth, predicted, labels=present, average="macro")
     found = {
         "accuracy": float(sk.accuracy_score(truth, predicted)),
         "balanced_accuracy": float(recall),

@@ -58,6 +58,11 @@ def test_listed_samples_that_were_dropped_are_said_with_the_reason(tmp_path):
 def test_a_part_of_which_nothing_is_left_is_an_error(tmp_path):
     message = refusal(split, tmp_path, train=USABLE, val=list(DROPPED))
     assert "val.txt: none of its 2 samples can be used" in message
+    files = {part: tmp_path / f"{part}.txt" for part in ("train", "val", "test")}
+    for part, ids in zip(files, (USABLE[:5], USABLE[5:], list(DROPPED)), strict=True):
+        files[part].write_text("\n".join(ids))
+    assert "test.txt: none of its 2 samples" in refusal(split_from_files, files, USABLE, DROPPED)
+    assert split_from_files(files, USABLE, DROPPED, only_kept_out=True).test == []
     assert "900.10 (fewer reads than --rarefy-depth 10)" in message
 
 
@@ -215,9 +220,10 @@ def test_what_cannot_be_split_says_so():
     message = refusal(draw_split, ["a"], val_fraction=0.2, seed=0)
     assert "--val-fraction 0.2" in message
     assert "--train-ids" in message
-    classes = ["a", "a", "a", "b"]
-    message = refusal(draw_split, list("wxyz"), val_fraction=0.5, seed=0, classes=classes)
-    assert "'b'" in message or "1 member" in message
+    message = refusal(draw_split, list("uvwxyz"), val_fraction=0.2, seed=0, classes=["a", "a", "b", "b", "c", "c"])
+    assert "2 should be greater or equal to the number of classes = 3" in message
+    # A class of one sample is learned from, for it cannot be on both sides.
+    assert "z" in draw_split(list("wxyz"), val_fraction=0.5, seed=0, classes=["a", "a", "a", "b"]).train
 
 
 def test_test_samples_depend_on_the_samples_and_the_seed_alone():

@@ -97,6 +97,8 @@ def test_auroc_is_absent_where_a_class_does_not_occur(truth):
     assert found.keys() == {"accuracy", "balanced_accuracy", "macro_f1"}
     # The third sample is taken for a class that no sample has: it counts against the class it is of.
     assert found["balanced_accuracy"] == pytest.approx({0: 1 / 3, 1: 3 / 4}[truth[1]])
+    # F1 of the classes that occur: (2 * 1 / (3 + 1)); (2 * 1 / (1 + 1) + 2 * 1 / (2 + 1)) / 2.
+    assert found["macro_f1"] == pytest.approx({0: 1 / 2, 1: 5 / 6}[truth[1]])
 
 
 def test_class_probabilities_of_large_scores():
