@@ -24,6 +24,7 @@ Baseline = Literal[
     "logistic",
     "random_forest",
     "random_forest_third",
+    "random_forest_median",
     "gradient_boosting",
 ]
 

@@ -87,6 +87,20 @@ def test_numbers_are_what_scikit_learn_says(halves, name, estimator):
     np.testing.assert_allclose(said, estimator.fit(expected[0], numbers).predict(expected[1]))
 
 
+def test_a_forest_of_medians_says_the_median_of_its_leaves(halves):
+    (_, train, numbers, _), (_, other, _, _) = halves
+    features_of, features_of_other = features(halves, "random_forest")
+    forest = RandomForestRegressor(500, max_features="sqrt", random_state=3).fit(features_of, numbers)
+    trained = forest.apply(features_of)
+    said = fit_predict("random_forest_median", train, numbers, other, seed=3)
+    for leaves, median in zip(forest.apply(features_of_other), said, strict=True):
+        here = trained == leaves
+        weights = (here / here.sum(axis=0)).sum(axis=1)
+        below, above = (weights[side].sum() / 500 for side in (numbers < median, numbers > median))
+        assert max(below, above) <= 0.5 + 1e-9
+        assert median in numbers
+
+
 @pytest.mark.parametrize(
     ("name", "estimator"),
     [

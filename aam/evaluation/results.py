@@ -143,8 +143,9 @@ def _notes(samples: Samples, baselines: Collection[str]) -> list[str]:
         )
         if "median" in baselines:
             lines.append(
-                "the baselines predict means, but for the median. Of numbers with a long tail, medians have the lower "
-                "MAE, microbes or not: a model that learned by it (--target-loss mae) gains that beside what it knows"
+                "baselines predict means, but for those with median in their name. Of numbers with a long tail, "
+                "medians have the lower MAE: a model that learned by it (--target-loss mae) gains that beside what it "
+                "knows"
             )
         if samples.groups is not None:
             lines.append(
