@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from aam.config import Baseline
 from aam.data.composition import centred_log_ratios
 from aam.data.dataset import PreparedDataset
-from aam.ensemble.trees import weighted_quantile
+from aam.ensemble.trees import shared_leaves, weighted_quantile
 
 _OF_NUMBERS = {"mean", "median", "ridge", "random_forest_third", "random_forest_median"}
 _OF_CLASSES = {"majority", "logistic"}
@@ -150,9 +150,6 @@ class _MedianForest(RandomForestRegressor):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        leaves = self.apply(X)
-        weights = np.zeros((len(leaves), len(self.targets_)))
-        for of_others, of_trained in zip(leaves.T, self.leaves_.T, strict=True):
-            shared = of_others[:, None] == of_trained
-            weights += shared / shared.sum(axis=1, keepdims=True)
+        *first, nodes = np.cumsum([0, *(tree.tree_.node_count for tree in self.estimators_)])
+        weights = shared_leaves(self.apply(X) + first, self.leaves_ + first, nodes)
         return weighted_quantile(self.targets_, weights, 0.5)

@@ -170,10 +170,11 @@ def test_a_target_that_sequencing_depth_tells_is_told(samples):
     good, constant = noisy(samples, 0, 0.1), noisy(samples, 0, 0.0) * 0 + (1 / 3 if samples.classes else 100.0)
     always = "majority" if samples.classes else "mean"
     metric, than = ("balanced_accuracy", "guessing, which has 0.3333") if samples.classes else ("mae", "mean by ")
-    for depth in (good, constant):
-        baselines = {"depth": {1: depth}, always: {1: constant}}
+    cases = [(good, always), (constant, always), *([] if samples.classes else [(good, "other")])]
+    for depth, baseline in cases:
+        baselines = {"depth": {1: depth}, baseline: {1: constant}}
         found = assess("y", samples, {(1, 0): good}, baselines, seed=0, caveats=["first"], notes=[])
-        if depth is constant:
+        if depth is constant or baseline == "other":
             assert found.caveats == ["first"]
             continue
         assert found.caveats[0] == "first"

@@ -59,13 +59,7 @@ class Forest(Trees):
 
     def weights(self, features_nF: np.ndarray) -> np.ndarray:
         """How much each training sample counts for each sample: float64 [n, m], rows sum to 1."""
-        own, theirs = self._one_hot(self.apply(features_nF)), self._one_hot(self.leaves)
-        sizes = np.maximum(np.asarray(theirs.sum(axis=0)).ravel(), 1)
-        return sp.csr_matrix(own @ sp.diags(1 / sizes) @ theirs.T).toarray() / len(self.roots)
-
-    def _one_hot(self, leaves: np.ndarray) -> sp.csr_matrix:
-        n, T = leaves.shape
-        return sp.csr_matrix((np.ones(n * T), leaves.ravel(), np.arange(0, n * T + 1, T)), (n, len(self.feature)))
+        return shared_leaves(self.apply(features_nF), self.leaves, len(self.feature))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +84,26 @@ class BoostedTrees(Trees):
         """Numbers or their quantiles, or scores of classes: float64 [n, O]."""
         added_nT = self.value[self.apply(features_nF)]
         return self.start + added_nT @ (self.output[:, None] == np.arange(len(self.start))).astype(np.float64)
+
+
+def shared_leaves(leaves_nT: np.ndarray, leaves_mT: np.ndarray, nodes: int) -> np.ndarray:
+    """How much each training sample counts for each sample, by the leaves they share: float64 [n, m], rows sum to 1.
+
+    Parameters
+    ----------
+    leaves_nT, leaves_mT : ndarray of int
+        Leaf of each sample, and of each training sample, in each tree; no leaf is of two trees.
+    nodes : int
+        Of all trees.
+    """
+
+    def one_hot(leaves: np.ndarray) -> sp.csr_matrix:
+        n, T = leaves.shape
+        return sp.csr_matrix((np.ones(n * T), leaves.ravel(), np.arange(0, n * T + 1, T)), (n, nodes))
+
+    own, theirs = one_hot(leaves_nT), one_hot(leaves_mT)
+    sizes = np.maximum(np.asarray(theirs.sum(axis=0)).ravel(), 1)
+    return sp.csr_matrix(own @ sp.diags(1 / sizes) @ theirs.T).toarray() / leaves_mT.shape[1]
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, quantile: float) -> np.ndarray:

@@ -46,7 +46,8 @@ class Samples:
     def weights(self, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
         """How often each sample is in each resample: float64 [R, N]."""
         _, unit = np.unique(np.arange(len(self.ids)) if self.groups is None else self.groups, return_inverse=True)
-        drawn = np.random.default_rng(seed).multinomial(self.units, np.full(self.units, 1 / self.units), size=resamples)
+        units = self.units
+        drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
         return drawn[:, unit].astype(np.float64)
 
     def scores(self, said: np.ndarray) -> dict[str, float]:
