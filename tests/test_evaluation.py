@@ -150,6 +150,26 @@ def test_intervals_hold_the_score_and_runs_are_averaged(samples):
     assert score(samples, runs[:1], samples.weights(0)).spread == {}
 
 
+def test_folds_are_scored_each_by_itself_too():
+    samples = replace(numbers(n=40), folds={1: np.arange(40) % 4, 2: np.arange(40) // 10})
+    said = {(repeat, seed): noisy(samples, 10 * repeat + seed, 1.0) for repeat in (1, 2) for seed in (0, 1)}
+    found = assess("age", samples, said, {"mean": {1: said[1, 0], 2: said[2, 1]}}, seed=0, caveats=[], notes=[])
+
+    def by_hand(*runs):
+        errors = [np.abs(values - samples.truth) for _, values in runs]
+        return [errors[i][samples.folds[r] == f].mean() for i, (r, _) in enumerate(runs) for f in range(4)]
+
+    for scores, runs in (
+        (found.model, [(repeat, values) for (repeat, _), values in said.items()]),
+        (found.baselines["mean"], [(1, said[1, 0]), (2, said[2, 1])]),
+    ):
+        errors = by_hand(*runs)
+        assert scores.fold_mean["mae"] == pytest.approx(np.mean(errors))
+        assert scores.fold_spread["mae"] == pytest.approx(np.std(errors, ddof=1))
+        assert f"{np.mean(errors):.4g} ({np.std(errors, ddof=1):.2g})" in to_markdown(found)
+    assert found.predictions["fold_repeat2"].tolist() == samples.folds[2].tolist()
+
+
 @pytest.mark.parametrize("samples", [numbers(), classes()], ids=["numbers", "classes"])
 def test_a_perfect_model_is_better_and_an_equal_one_is_not(samples):
     weights, poor = samples.weights(0), [noisy(samples, 4, 10.0)]
@@ -268,6 +288,8 @@ def test_folds_are_put_together_by_sample_and_class(synthetic_folder, tmp_path):
             assert row.tolist() == pytest.approx([fold + 0.1 * seed, 0.1 * seed, 0.1 * seed * fold])
     assert [samples.classes[code] for code in samples.truth] == site[samples.ids].tolist()
     assert samples.groups.tolist() == dataset.metadata.loc[samples.ids, "subject"].tolist()
+    assert samples.folds[1].tolist() == [int(sample in halves[1]) for sample in samples.ids]
+    assert scored_samples(outcomes[:1], "subject")[0].folds == {}, "one split"
 
 
 # Splits of both stages
@@ -540,4 +562,9 @@ def test_folds_from_scratch_on_half_of_the_labels(run_here, ray_cluster, synthet
     for note in ("2 folds: each sample is predicted by models", "without stage 1: the encoder learned from the labels",
                  "--label-fraction 0.5 of the training samples and of the validation samples"):  # fmt: skip
         assert note in text
+    table = pd.read_csv(tmp_path / "e" / "evaluation.tsv", sep="\t").set_index(["predictor", "metric"])
+    assert (
+        table.loc[("logistic", "accuracy"), "fold_mean"].item()
+        == found["baselines"]["logistic"]["folds"]["mean"]["accuracy"]
+    )
     assert set(found["baselines"]) == {"majority", "depth", "logistic"}

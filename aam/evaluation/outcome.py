@@ -131,7 +131,17 @@ def scored_samples(outcomes: Sequence[Outcome], group_column: str | None) -> tup
         for outcome in outcomes:
             found |= outcome.groups(group_column, [s for s in outcome.found.sample_ids if s in truth])
         groups = np.array([found[s] for s in ids])
-    return Samples(ids=ids, truth=np.array(values), classes=classes, groups=groups), notes
+    folds: dict[int, dict[str, int]] = {}
+    for outcome in outcomes:
+        folds.setdefault(outcome.repeat, {}).update(dict.fromkeys(outcome.found.sample_ids, outcome.fold))
+    several = len({outcome.fold for outcome in outcomes}) > 1
+    return Samples(
+        ids=ids,
+        truth=np.array(values),
+        classes=classes,
+        groups=groups,
+        folds={repeat: np.array([of[s] for s in ids]) for repeat, of in folds.items() if several},
+    ), notes
 
 
 def _by_value(of: dict[str, str]) -> dict[str, list[str]]:

@@ -73,14 +73,15 @@ def assess(
     """
     weights = samples.weights(seed)
     said, others = list(model.values()), {name: list(runs.values()) for name, runs in baselines.items()}
+    repeats = [repeat for repeat, _ in model]
     return Evaluation(
         column=column,
         samples=samples,
-        model=score(samples, said, weights),
+        model=score(samples, said, weights, repeats),
         runs=list(model),
         seed_average=_seed_average(samples, model),
-        network=score(samples, [*network], weights) if network else None,
-        baselines={name: score(samples, runs, weights) for name, runs in others.items()},
+        network=score(samples, [*network], weights, repeats) if network else None,
+        baselines={name: score(samples, others[name], weights, [*runs]) for name, runs in baselines.items()},
         comparisons={name: compare(samples, said, runs, weights) for name, runs in others.items()},
         caveats=[*caveats, *_of_depth(samples, others, weights)],
         notes=[*notes, *_notes(samples, baselines)],
@@ -166,6 +167,7 @@ def _predictions(
     columns: dict[str, Any] = {"SampleID": samples.ids, "truth": _named(samples, samples.truth)}
     if samples.groups is not None:
         columns["group"] = samples.groups
+    columns |= {label("fold", repeat): fold for repeat, fold in samples.folds.items()}
     for (repeat, seed), said in model.items():
         columns[f"{label('model', repeat)}_seed{seed}"] = _named(samples, said)
     for name, runs in baselines.items():
@@ -208,21 +210,27 @@ def to_json(found: Evaluation) -> dict[str, Any]:
 
 def _plain(scores: Scores) -> dict[str, Any]:
     spread = {"spread": scores.spread} if scores.spread else {}
-    return {**scores.mean, "interval": {name: list(ends) for name, ends in scores.interval.items()}, **spread}
+    folds = {"folds": {"mean": scores.fold_mean, "spread": scores.fold_spread}} if scores.fold_mean else {}
+    return {**scores.mean, "interval": {name: list(ends) for name, ends in scores.interval.items()}, **spread, **folds}
 
 
 def to_table(found: Evaluation) -> pd.DataFrame:
     """A row for each metric of each predictor, and of each run of the model."""
     rows = []
-    alone = {} if found.network is None else {"network": found.network}
-    for name, scores in {"model": found.model, **alone, **found.baselines}.items():
+    for name, scores in _predictors(found).items():
         for metric, value in scores.mean.items():
             low, high = scores.interval.get(metric, (None, None))
-            rows.append((name, None, None, metric, value, low, high, scores.spread.get(metric)))
+            folds = (of.get(metric) for of in (scores.fold_mean, scores.fold_spread))
+            rows.append((name, None, None, metric, value, low, high, scores.spread.get(metric), *folds))
     for (repeat, seed), scores in zip(found.runs, found.model.runs, strict=True):
-        rows += [("model", repeat, seed, metric, value, None, None, None) for metric, value in scores.items()]
-    frame = pd.DataFrame(rows, columns=["predictor", "repeat", "seed", "metric", "value", "low", "high", "spread"])
-    return frame.astype({"repeat": "Int64", "seed": "Int64"})
+        rows += [("model", repeat, seed, metric, value, *[None] * 5) for metric, value in scores.items()]
+    columns = ["predictor", "repeat", "seed", "metric", "value", "low", "high", "spread", "fold_mean", "fold_spread"]
+    return pd.DataFrame(rows, columns=columns).astype({"repeat": "Int64", "seed": "Int64"})
+
+
+def _predictors(found: Evaluation) -> dict[str, Scores]:
+    alone = {} if found.network is None else {"network": found.network}
+    return {"model": found.model, **alone, **found.baselines}
 
 
 def to_markdown(found: Evaluation) -> str:
@@ -233,6 +241,7 @@ def to_markdown(found: Evaluation) -> str:
         "\n\n".join(f"**{caveat}**" for caveat in found.caveats),
         _score_table(found),
         _comparison_table(found) if found.comparisons else "",
+        _fold_table(found) if found.model.fold_mean else "",
         "\n".join(f"- {note}" for note in found.notes),
         f"```bash\n{found.command}\n```" if found.command else "",
     ]
@@ -273,4 +282,13 @@ def _comparison_table(found: Evaluation) -> str:
         low, high = comparison.interval
         shown = f"{comparison.difference:+.4g} ({low:+.4g} to {high:+.4g})"
         lines.append(f"| {name} | {shown} | {_verdict(found.samples, comparison)} | {comparison.p_value:.2g} |")
+    return "\n".join(lines)
+
+
+def _fold_table(found: Evaluation) -> str:
+    names = list(found.model.fold_mean)
+    lines = [f"| each fold by itself: mean (sd) | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for label, scores in _predictors(found).items():
+        of = {n: f"{scores.fold_mean[n]:.4g} ({scores.fold_spread[n]:.2g})" for n in scores.fold_mean}
+        lines.append(f"| {label} | {' | '.join(of.get(name, '-') for name in names)} |")
     return "\n".join(lines)

@@ -8,7 +8,8 @@ R resamples, N test samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import binomtest, wilcoxon
@@ -32,6 +33,8 @@ class Samples:
     classes: tuple[str, ...] = ()
     groups: np.ndarray | None = None
     """[N] names; None for samples on their own."""
+    folds: dict[int, np.ndarray] = field(default_factory=dict)
+    """Repeat to the fold of each sample [N]; empty where there is one split."""
 
     @property
     def main_metric(self) -> str:
@@ -50,11 +53,10 @@ class Samples:
         drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
         return drawn[:, unit].astype(np.float64)
 
-    def scores(self, said: np.ndarray) -> dict[str, float]:
-        """The metrics of the project, of numbers [N] or probabilities [N, classes]."""
-        if self.classes:
-            return classification_metrics(self.truth, said)
-        return regression_metrics(self.truth, said)
+    def scores(self, said: np.ndarray, among: np.ndarray | None = None) -> dict[str, float]:
+        """The metrics of the project, of numbers [N] or probabilities [N, classes]; of all samples, or of `among`."""
+        metrics = classification_metrics if self.classes else regression_metrics
+        return metrics(self.truth, said) if among is None else metrics(self.truth[among], said[among])
 
     def resampled(self, said: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Those metrics that sums give, of each resample: [R], NaN where one is not defined."""
@@ -95,6 +97,11 @@ class Scores:
     runs: list[dict[str, float]]
     interval: dict[str, tuple[float, float]]
     """95 % over test samples, of the mean over the runs."""
+    fold_mean: dict[str, float]
+    """Mean over folds, each scored by itself, as cross-validation is often told; of scores that all folds have. Empty
+    where there is one split."""
+    fold_spread: dict[str, float]
+    """Standard deviation over these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +116,7 @@ class Comparison:
     p_value: float
 
 
-def score(samples: Samples, runs: list[np.ndarray], weights: np.ndarray) -> Scores:
+def score(samples: Samples, runs: list[np.ndarray], weights: np.ndarray, repeats: Sequence[int] = ()) -> Scores:
     """Score the runs of a model, each of all samples.
 
     Parameters
@@ -120,13 +127,23 @@ def score(samples: Samples, runs: list[np.ndarray], weights: np.ndarray) -> Scor
         Of each run: numbers [N], or probabilities [N, classes].
     weights : ndarray [R, N]
         Resamples.
+    repeats : sequence of int
+        Repeat of each run, where samples have folds.
     """
     found = [samples.scores(said) for said in runs]
     mean = mean_scores(found)
+    single = [
+        samples.scores(said, samples.folds[repeat] == fold)
+        for said, repeat in (zip(runs, repeats, strict=True) if samples.folds else ())
+        for fold in np.unique(samples.folds[repeat])
+    ]
+    fold_mean = mean_scores(single)
     return Scores(
         mean=mean,
-        spread={name: float(np.std([s[name] for s in found], ddof=1)) for name in mean if len(runs) > 1},
+        spread=_spread(found, mean),
         runs=found,
+        fold_mean=fold_mean,
+        fold_spread=_spread(single, fold_mean),
         interval={
             name: interval
             for name, values in _mean_resampled(samples, runs, weights).items()
@@ -137,8 +154,12 @@ def score(samples: Samples, runs: list[np.ndarray], weights: np.ndarray) -> Scor
 
 def mean_scores(found: list[dict[str, float]]) -> dict[str, float]:
     """Mean of each score over runs; of those that all runs have."""
-    shared = [name for name in found[0] if all(name in scores for scores in found)]
+    shared = [name for name in (found[0] if found else ()) if all(name in scores for scores in found)]
     return {name: float(np.mean([scores[name] for scores in found])) for name in shared}
+
+
+def _spread(found: list[dict[str, float]], names: Iterable[str]) -> dict[str, float]:
+    return {name: float(np.std([scores[name] for scores in found], ddof=1)) for name in names if len(found) > 1}
 
 
 def compare(samples: Samples, model: list[np.ndarray], baseline: list[np.ndarray], weights: np.ndarray) -> Comparison:
