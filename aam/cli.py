@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from aam import presets
-from aam.config import Location, in_copied_folder, is_uri
+from aam.config import Location, PredictRayConfig, RayConfig, in_copied_folder, is_uri
 
 C = TypeVar("C")
 
@@ -70,7 +70,7 @@ def parse(config_type: type[C], arguments: Sequence[str] | None = None) -> C:
     name = _preset_name(arguments) if _has_presets(config_type) else None
     preset = None if name is None else presets.find(name)
     stage = presets.STAGE_OF.get(config_type)
-    below = [] if preset is None or stage is None else _flags(preset.settings(stage))
+    below = [] if preset is None or stage is None else flags(preset.settings(stage))
     config = tyro.cli(
         config_type,
         args=[*below, *arguments],
@@ -117,11 +117,11 @@ def _for_its_stages(config: Any, preset: presets.Preset, arguments: list[str]) -
     """Put what a preset says of each stage below the flags of that stage; a flag given to all stages is above it."""
     names = {argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")}
     given = names | {name.removeprefix("no_") for name in names}
-    flags = {}
+    of_stages = {}
     for stage in presets.STAGE_OF.values():
         below = {name: value for name, value in preset.settings(stage).items() if name not in given}
-        flags[f"{stage}_flags"] = f"{shlex.join(_flags(below))} {getattr(config, f'{stage}_flags')}".strip()
-    return replace(config, **flags)
+        of_stages[f"{stage}_flags"] = f"{shlex.join(flags(below))} {getattr(config, f'{stage}_flags')}".strip()
+    return replace(config, **of_stages)
 
 
 def with_values_attached(arguments: list[str]) -> list[str]:
@@ -148,22 +148,33 @@ def _differing(config: Any, preset: dict[str, Any]) -> list[str]:
         if is_dataclass(value):
             arguments += _differing(value, preset)
         elif value != preset.get(field.name, _default(field)):
-            arguments += _flags({field.name: value})
+            arguments += flags({field.name: value})
     return arguments
 
 
-def _flags(settings: dict[str, Any]) -> list[str]:
-    """The flags that give settings."""
+def flags(settings: dict[str, Any]) -> list[str]:
+    """The flags that give settings, by the names of their fields in `aam.config`."""
     arguments: list[str] = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and name not in _TRUE_FALSE_OR_NONE:
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | list):
             arguments += [f"--{flag}", *map(str, value)]
+        elif str(value).startswith("-"):  # apart from its flag, it would be taken for one
+            arguments.append(f"--{flag}={value}")
         else:
             arguments += [f"--{flag}", str(value)]
     return arguments
+
+
+_TRUE_FALSE_OR_NONE = {
+    name
+    for of in (RayConfig, PredictRayConfig)
+    for name, hint in get_type_hints(of).items()
+    if set(get_args(hint)) == {bool, type(None)}
+}
+"""Fields whose flags take True, False or None as a value."""
 
 
 def _default(field: Field) -> Any:

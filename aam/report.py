@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aam.cli import to_arguments
+from aam.cli import flags, to_arguments
 from aam.config import PredictConfig, PretrainConfig, TrainConfig, to_dict
 from aam.data.files import some
 from aam.data.metadata import numeric_column, read_metadata, text_column
@@ -227,21 +227,15 @@ def _commands(config: PredictConfig, stage: Stage, base: Stage | None) -> list[s
 def flags_of(record: dict[str, Any]) -> list[str]:
     """The flags that give the settings of a run, without those at their default and those that only resume it."""
     config = PretrainConfig() if record["stage"] == "pretrain" else TrainConfig()
-    return _flags(record["config"], json.loads(json.dumps(to_dict(config))))
+    return flags(_changed(record["config"], json.loads(json.dumps(to_dict(config)))))
 
 
-def _flags(settings: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
-    flags = []
+def _changed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name, value in settings.items():
-        flag, default = name.replace("_", "-"), defaults.get(name)
+        default = defaults.get(name)
         if isinstance(value, dict):
-            flags += _flags(value, default or {})
-        elif value is None or value == default or name in _NOT_SHOWN:
-            continue
-        elif isinstance(value, bool):
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            flags += [f"--{flag}", *map(str, value)]
-        else:
-            flags += [f"--{flag}", str(value)]
-    return flags
+            found |= _changed(value, default or {})
+        elif value is not None and value != default and name not in _NOT_SHOWN:
+            found[name] = value
+    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from aam.cli import parse, reporting_faults, to_arguments
-from aam.config import PredictConfig, PretrainConfig, TrainConfig
+from aam.config import PipelineConfig, PredictConfig, PretrainConfig, RayConfig, TargetConfig, TrainConfig, to_dict
+from aam.distributed.pipeline import plan_stages
+from aam.report import flags_of
 
 
 def test_settings_become_the_flags_that_give_them(tmp_path):
@@ -22,6 +25,19 @@ def test_settings_become_the_flags_that_give_them(tmp_path):
     arguments = to_arguments(config)
     assert "--no-classifier" not in arguments, "as by default"
     assert parse(TrainConfig, arguments) == config
+
+
+@pytest.mark.parametrize("use_gpu", [True, False, None])
+def test_values_that_flags_take_in_a_way_of_their_own(use_gpu, tmp_path):
+    """True and False where there is a third, and what looks like a flag."""
+    config = TrainConfig(
+        output_dir=tmp_path, loss=TargetConfig(target="-log(age)"), ray=RayConfig(use_gpu=use_gpu), freeze_base=False
+    )
+    assert parse(TrainConfig, to_arguments(config)) == config
+    record = json.loads(json.dumps({"stage": "train", "config": to_dict(config)}))
+    assert parse(TrainConfig, flags_of(record)) == config
+    pipeline = PipelineConfig(output_dir=tmp_path, ray=config.ray, loss=TargetConfig(target="age"))
+    assert [stage.config.ray.use_gpu for stage in plan_stages(pipeline)[:2]] == [use_gpu] * 2
 
 
 def test_paths_are_absolute_and_uris_left_alone(monkeypatch, tmp_path):

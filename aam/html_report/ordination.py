@@ -28,6 +28,8 @@ from aam.training.metrics import regression_metrics
 COLOURS = 3
 """Columns of the metadata that pictures of stage 1 are coloured by."""
 MOST_CLASSES = 12
+FEWEST = 4
+"""Samples for a picture."""
 _ALIKE = 0.9
 """Correlation beyond which a second column would show the same picture."""
 
@@ -47,14 +49,15 @@ def unifrac(run: Run) -> Html:
     dataset, reason = _dataset_with_tree(run)
     if dataset is None:
         return paragraph(reason)
-    encoder, encoded, asked = encoder_of(run.best.model), run.encoded, run.split("val")
+    encoder, contract, asked = encoder_of(run.best.model), run.best.spec.contract, run.split("val")
     if dataset is not run.dataset:  # with a tree, which not all ASVs are in, nor all samples deep enough without them
-        contract = run.best.spec.contract
         deep = set(np.array(dataset.sample_ids)[dataset.depths >= contract.rarefy_depth])
         asked = [s for s in asked if s in deep]
-        encoded = encode(encoder, dataset, contract, affordable(dataset, contract, asked))
-    ids = encoded.batch.sample_ids
-    if len(ids) < 4:
+    own = dataset is run.dataset
+    drawn = asked if own else affordable(dataset, contract, asked)
+    encoded = run.encoded if own or len(drawn) < FEWEST else encode(encoder, dataset, contract, drawn)
+    ids = encoded.batch.sample_ids if own else drawn
+    if len(ids) < FEWEST:
         return paragraph(f"{len(ids)} validation samples: too few for a picture.")
     assert dataset.paths is not None
     truth, predicted = distances(encoder, encoded, dataset.paths)
@@ -98,6 +101,15 @@ def _dataset_with_tree(run: Run) -> tuple[PreparedDataset | None, str]:
         )
     if run.base_record["config"]["loss"]["base_weight"] == 0:
         return None, "The frozen encoder was not trained on UniFrac."
+    tables = [
+        [record["dataset"]["sha256"].get(name) for name in ("table", "sequences")]
+        for record in (run.record, run.base_record)
+    ]
+    if tables[0] != tables[1]:  # its samples are others, even where their ids are the same
+        return None, (
+            "Stage 1 was trained on another table, and its tree is of that table's ASVs: no true distances of these "
+            "samples are known here."
+        )
     return prepared(run.base_record), "The encoder is stage 1's, frozen; the tree is the one that stage 1 was given."
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -17,11 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from aam.html_report.page import Html
+from aam.training.figures import shorten
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#57606a"
 PALETTE = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#8a7f00", "#333333")
 """Okabe and Ito's, its yellow made darker for a light ground."""
 MARKERS = "os^DvP"
+_LETTERS = 60
+"""Of a legend, in the width of a picture."""
 MANY = 2000
 """Points beyond which they are drawn as pixels: each would be an element of the page."""
 
@@ -38,6 +42,8 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "savefig.dpi": 150,
 }
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Control characters, which XML has no way to write."""
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _REFERS = ("href", f"{{{_XLINK}}}href")
 
@@ -66,7 +72,7 @@ def draw(paint: Callable[[Axes], None], label: str, *, size: tuple[float, float]
             # A font of this machine that lacks a letter: the reader's browser has its own.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
-            return _inline(file.getvalue(), label)
+            return _inline(_NOT_XML.sub("\ufffd", file.getvalue()), _NOT_XML.sub("\ufffd", label))
 
 
 def _inline(svg: str, label: str) -> Html:
@@ -201,31 +207,42 @@ def ordination(points: np.ndarray, shares: np.ndarray, color: np.ndarray | None,
     name : str
         Of what the colours mean.
     """
+    is_text = color is not None and color.dtype.kind != "f"
+    classes = sorted({value for value in color if value is not None}) if is_text else []
+    columns = max(1, min(3, _LETTERS // max([4 + len(shorten(value)) for value in classes], default=1)))
+    rows = -(-(len(classes) + 1) // columns)
 
     def paint(axes: Axes) -> None:
         x, y = points.T
         if color is None:
             axes.scatter(x, y, s=16, color=BLUE, alpha=0.75, linewidths=0)
-        elif color.dtype.kind == "f":
+        elif not is_text:
             missing = np.isnan(color)
             axes.scatter(x[missing], y[missing], s=14, facecolors="none", edgecolors="#b0b7be", linewidths=0.7)
             shown = axes.scatter(x[~missing], y[~missing], s=16, c=color[~missing], cmap="viridis", linewidths=0)
             axes.figure.colorbar(shown, ax=axes, label=shorten(name))
         else:
-            _classes(axes, x, y, color, name)
+            handles, names = zip(*_classes(axes, x, y, color, classes), strict=True)
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": columns, "handletextpad": 0.1}
+            # By handles: of its own accord, matplotlib leaves out names that begin with an underscore.
+            axes.legend(handles, names, title=shorten(name), **place)
         axes.set(xlabel=f"axis 1 ({shares[0]:.1%})", ylabel=f"axis 2 ({shares[1]:.1%})")
         axes.set_aspect("equal", adjustable="datalim")
 
-    return draw(paint, f"samples on the first two axes, coloured by {name}" if name else "samples on two axes")
+    label = f"samples on the first two axes, coloured by {name}" if name else "samples on two axes"
+    return draw(paint, label, size=(4.4, 3.3 + 0.19 * max(0, rows - 1)))
 
 
-def _classes(axes: Axes, x: np.ndarray, y: np.ndarray, classes: np.ndarray, name: str) -> None:
-    missing = np.array([value is None for value in classes])
+def _classes(
+    axes: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, classes: list[str]
+) -> Iterator[tuple[Any, str]]:
+    """Points of each class, and its name in the legend."""
+    missing = np.array([value is None for value in values])
     if missing.any():
-        axes.scatter(x[missing], y[missing], s=14, facecolors="none", edgecolors="#b0b7be", label="no value")
-    for number, value in enumerate(sorted(set(classes[~missing]))):
-        of_class = classes == value
-        axes.scatter(
+        yield axes.scatter(x[missing], y[missing], s=14, facecolors="none", edgecolors="#b0b7be"), "no value"
+    for number, value in enumerate(classes):
+        of_class = values == value
+        points = axes.scatter(
             x[of_class],
             y[of_class],
             s=18,
@@ -233,9 +250,8 @@ def _classes(axes: Axes, x: np.ndarray, y: np.ndarray, classes: np.ndarray, name
             marker=MARKERS[number % len(MARKERS)],
             alpha=0.8,
             linewidths=0,
-            label=shorten(value),
         )
-    axes.legend(title=shorten(name), loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, handletextpad=0.1)
+        yield points, shorten(value)
 
 
 def effects(names: Sequence[str], values: np.ndarray, unit: str) -> Html:
@@ -250,8 +266,3 @@ def effects(names: Sequence[str], values: np.ndarray, unit: str) -> Html:
         axes.set(xlabel=unit)
 
     return draw(paint, f"{unit}, by ASV", size=(4.4, 1.0 + 0.2 * len(names)))
-
-
-def shorten(name: str, most: int = 24) -> str:
-    """A name that fits into a picture."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -11,9 +11,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from aam.baselines import baseline_names, fit_predict, reads_of
 from aam.html_report.page import Html, bullets, element, figure, grid, join, paragraph, table, tiles
-from aam.html_report.pictures import BLUE, GREEN, confusion, reliability, residuals, shorten, true_against_predicted
+from aam.html_report.pictures import BLUE, GREEN, confusion, reliability, residuals, true_against_predicted
 from aam.html_report.run_files import Run, Scored, draw
 from aam.report import METRIC_NAMES
+from aam.training.figures import shorten
 
 MOST_TRAINING_SAMPLES = 2000
 """Training samples of the simple models: a report must not take long."""

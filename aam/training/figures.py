@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,8 +15,11 @@ from aam.training.targets import Target
 
 DPI = 100
 MAX_POINTS = 20_000
+_AS_TEXT = {"text.parse_math": False}
+"""A class may be named $10_$20."""
 
 
+@mpl.rc_context(_AS_TEXT)
 def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure]:
     """Pictures of what was predicted; predicted against true or, for classes, the confusion matrix.
 
@@ -40,7 +44,7 @@ def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure
         else:
             truth = target.transform.inverse(arrays.target_true)
             predicted = target.decode(arrays.target)[:, target.point]
-            figures["target"] = _scatter(truth, predicted, target.column)
+            figures["target"] = _scatter(truth, predicted, shorten(target.column))
     if arrays.count is not None and arrays.count_true is not None:
         figures["counts"] = _scatter(arrays.count_true, arrays.count, "log relative abundance of masked ASVs")
     return figures
@@ -52,8 +56,14 @@ def draw(figure: Figure) -> np.ndarray:
     Drawing is what takes the time: what is drawn once can be written to several places.
     """
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with mpl.rc_context(_AS_TEXT):  # some texts are made only now
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())
+
+
+def shorten(name: str, most: int = 24) -> str:
+    """A name that fits into a picture."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _new_figure() -> tuple[Figure, Axes]:
@@ -77,12 +87,12 @@ def _confusion(truth: np.ndarray, predicted: np.ndarray, target: Target) -> Figu
         truth,
         predicted,
         labels=np.arange(len(target.classes)),
-        display_labels=target.classes,
+        display_labels=[shorten(name) for name in target.classes],
         xticks_rotation="vertical",
         colorbar=False,
         ax=axes,
     )
-    axes.set_title(f"validation, {target.column}, n = {len(truth)}")
+    axes.set_title(f"validation, {shorten(target.column)}, n = {len(truth)}")
     return figure
 
 

@@ -18,7 +18,7 @@ from runs import data_config, fit_here, pretrain_config, train_config
 
 SCRIPT = "<script>alert(1)</script>"
 COLUMN = 'site "><img src=x onerror=alert(2)> $x$'
-CLASSES = {"soil": "true", "gut": "</style><script>alert(3)</script>", "skin": "a & b"}
+CLASSES = {"soil": "true", "gut": "</style><script>alert(3)</script>", "skin": "_a & $1_$2"}
 
 
 class Page(HTMLParser):

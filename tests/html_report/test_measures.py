@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -18,10 +20,12 @@ from aam.data.draw import FIXED_DRAW
 from aam.html_report.encoding import affordable, attention, collect, outputs, pool_weights
 from aam.html_report.importance import find_important
 from aam.html_report.ordination import choose_columns, distances
+from aam.html_report.pictures import ordination
 from aam.html_report.run_files import Run, draw
 from aam.model.layers import AttentionPool
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
+from aam.training.figures import shorten
 from aam.training.losses import LossWeights
 from aam.training.step import Objective, step
 
@@ -160,6 +164,20 @@ def test_columns_are_chosen_by_what_they_explain():
     f = permanova(DistanceMatrix(matrix[np.ix_(kept, kept)]), list(values[kept]), permutations=0)["test statistic"]
     between, within = 2 * f, n - 1 - 3
     assert share == pytest.approx(1 - (within / (between + within)) * (n - 2) / within)
+
+
+def test_a_legend_has_all_classes_and_leaves_room_for_the_points():
+    names = ["_a", "$1_$2", "b\x0bc", "k__" + "x" * 40, "k__" + "x" * 41, *(f"class number {n}" for n in range(7))]
+    values = np.array([*names, None] * 3, dtype=object)
+    picture = ordination(np.random.default_rng(0).normal(size=(len(values), 2)), np.array([0.5, 0.1]), values, "of\x00")
+    svg = ElementTree.fromstring(picture)
+    shown = ["".join(text.itertext()) for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(shown[shown.index("no value") + 1 :]) == sorted(shorten(n).replace("\x0b", "\ufffd") for n in names)
+    width, height = map(float, svg.attrib["viewBox"].split()[2:])
+    [ground] = [g for g in svg.iter("{http://www.w3.org/2000/svg}g") if g.get("id", "").endswith("patch_2")]
+    x = [float(value) for value in re.findall(r"[ML] (\S+) ", ground[0].attrib["d"])]
+    assert max(x) - min(x) > width / 2
+    assert height > width
 
 
 def test_a_draw_is_always_the_same_and_in_order():
