@@ -29,6 +29,8 @@ from aam.ensemble.ensemble import MEMBERS, Ensemble, Weights
 from aam.ensemble.groups import Groups, log_shares
 from aam.ensemble.linear import linear_inputs
 from aam.ensemble.trees import weighted_quantile
+from aam.html_report.run_files import Run
+from aam.html_report.scores import predictions
 from aam.html_report.write import write_report
 from aam.plan import RunPlan, make_plan
 from aam.predict import predict
@@ -438,7 +440,8 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
     column = "site" if classifier else "gradient"
     target = TargetConfig(target=column, classifier=classifier, ensemble=True, ensemble_folds=3)
     frozen = {"pretrained": pretrained, "freeze_base": True, "max_updates": 3, "lr": 0.01}
-    plan = fit_here(train_config(synthetic_folder, tmp_path / "run", target=target, **frozen))
+    config = train_config(synthetic_folder, tmp_path / "run", target=target, **frozen)
+    plan = fit_here(config)
     best = tmp_path / "run" / "best"
     alone = checkpoint.load(best)
     assert alone.spec.target is not None
@@ -475,6 +478,9 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
     else:
         wanted_values = alone.spec.target.decode(outputs.astype(np.float32))[:, alone.spec.target.point]
         np.testing.assert_allclose(kept["prediction"], wanted_values, rtol=1e-4)
+
+    (tmp_path / "run" / "run.json").write_text(json.dumps(plan.describe(config)))
+    assert "chosen and weighed in folds without it" in predictions(Run.read(tmp_path / "run"))
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
@@ -579,14 +585,11 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
 
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     page = write_report(tmp_path / "run").read_text()
-    chosen = (
-        "how much each member of the ensemble counts, and how many rounds of boosting and which linear penalty it has"
-    )
-    assert f"chose the best epoch, {chosen}; nothing else" in page
+    assert "chose the best epoch, how much each member of the ensemble counts, how sure it may be of a class" in page
     assert "its ensemble learned from them; the simple models have not met them" in page
     assert "was predicted before, without them" in page
     share = loaded.ensemble.weights.of_members[MEMBERS.index("network")]
-    assert f"of the network alone, which counts {share:.0%} in the ensemble" in page
+    assert f"of the network, which counts {share:.0%} in the ensemble" in page
 
     # Another study: other samples, and ASVs that no training sample has.
     write(generate(SyntheticConfig(samples=12, subjects=4, asvs=200, seed=99)), tmp_path / "other")

@@ -162,10 +162,12 @@ def _of_network(run: Run) -> list[Html]:
     """What is said here of an ensemble."""
     if run.best.ensemble is None:
         return []
-    share = run.best.ensemble.weights.by_name["network"]
+    ensemble = run.best.ensemble
+    networks = 1 + len(ensemble.networks)
+    of_folds = f", the mean of {networks} networks of which this is the run's own" if networks > 1 else ""
     text = (
-        f"All of this is of the network alone, which counts {share:.0%} in the ensemble: what its trees and its "
-        "linear model look at is not in it."
+        f"All of this is of the network, which counts {ensemble.weights.by_name['network']:.0%} in the "
+        f"ensemble{of_folds}: what the others, and its trees and its linear model, look at is not in it."
     )
     return [element("p", text, class_="warning")]
 

@@ -50,15 +50,14 @@ def unifrac(run: Run) -> Html:
     if dataset is None:
         return paragraph(reason)
     encoder, contract, asked = encoder_of(run.best.model), run.best.spec.contract, run.split("val")
-    if dataset is not run.dataset:  # with a tree, which not all ASVs are in, nor all samples deep enough without them
+    own = dataset is run.dataset
+    if not own:  # with a tree, which not all ASVs are in, nor all samples deep enough without them
         deep = set(np.array(dataset.sample_ids)[dataset.depths >= contract.rarefy_depth])
         asked = [s for s in asked if s in deep]
-    own = dataset is run.dataset
-    drawn = asked if own else affordable(dataset, contract, asked)
-    encoded = run.encoded if own or len(drawn) < FEWEST else encode(encoder, dataset, contract, drawn)
-    ids = encoded.batch.sample_ids if own else drawn
+    ids = run.encoded.batch.sample_ids if own else affordable(dataset, contract, asked)
     if len(ids) < FEWEST:
         return paragraph(f"{len(ids)} validation samples: too few for a picture.")
+    encoded = run.encoded if own else encode(encoder, dataset, contract, ids)
     assert dataset.paths is not None
     truth, predicted = distances(encoder, encoded, dataset.paths)
     pair = np.triu_indices(len(ids), k=1)

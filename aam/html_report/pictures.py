@@ -207,8 +207,8 @@ def ordination(points: np.ndarray, shares: np.ndarray, color: np.ndarray | None,
     name : str
         Of what the colours mean.
     """
-    is_text = color is not None and color.dtype.kind != "f"
-    classes = sorted({value for value in color if value is not None}) if is_text else []
+    texts = color if color is not None and color.dtype.kind != "f" else None
+    classes = [] if texts is None else sorted({value for value in texts if value is not None})
     columns = max(1, min(3, _LETTERS // max([4 + len(shorten(value)) for value in classes], default=1)))
     rows = -(-(len(classes) + 1) // columns)
 
@@ -216,13 +216,13 @@ def ordination(points: np.ndarray, shares: np.ndarray, color: np.ndarray | None,
         x, y = points.T
         if color is None:
             axes.scatter(x, y, s=16, color=BLUE, alpha=0.75, linewidths=0)
-        elif not is_text:
+        elif texts is None:
             missing = np.isnan(color)
             axes.scatter(x[missing], y[missing], s=14, facecolors="none", edgecolors="#b0b7be", linewidths=0.7)
             shown = axes.scatter(x[~missing], y[~missing], s=16, c=color[~missing], cmap="viridis", linewidths=0)
             axes.figure.colorbar(shown, ax=axes, label=shorten(name))
         else:
-            handles, names = zip(*_classes(axes, x, y, color, classes), strict=True)
+            handles, names = zip(*_classes(axes, x, y, texts, classes), strict=True)
             place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": columns, "handletextpad": 0.1}
             # By handles: of its own accord, matplotlib leaves out names that begin with an underscore.
             axes.legend(handles, names, title=shorten(name), **place)

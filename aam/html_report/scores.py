@@ -41,16 +41,27 @@ def predictions(run: Run) -> Html:
             bullets(_left_out(run, run.test)),
             *_of_part(run.test, GREEN),
         ]
+    elif kept := len(run.split("test")):
+        parts += [
+            element("h3", f"Test: {kept} samples that were kept back"),
+            paragraph("Not shown: fewer than two of them have a known value, of a class that the model knows."),
+        ]
     return join(parts)
 
 
 def _said_of_validation(run: Run) -> str:
     if run.best.ensemble is None:
         return "These samples chose the best epoch; nothing else was fitted to them."
+    if run.best.ensemble.networks:
+        return (
+            "What is shown of each of these samples was said by an ensemble whose members, its network too, were "
+            "fitted, chosen and weighed in folds without it. In the end they learned from these samples too, and the "
+            "run's own network, of which these chose the best epoch, speaks along."
+        )
     return (
-        "These samples chose the best epoch, how much each member of the ensemble counts, and how many rounds of "
-        "boosting and which linear penalty it has; nothing else of what is shown here was fitted to them: its members "
-        "learned from them afterwards."
+        "These samples chose the best epoch, how much each member of the ensemble counts, how sure it may be of a "
+        "class, how far numbers are spread out, how many rounds of boosting and which linear penalty it has: scores "
+        "and calibration are a little too good for that. The members learned from them afterwards."
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +17,7 @@ from aam.training.targets import Target
 
 DPI = 100
 MAX_POINTS = 20_000
-_AS_TEXT = {"text.parse_math": False}
+_AS_TEXT: dict[Any, Any] = {"text.parse_math": False}
 """A class may be named $10_$20."""
 
 

@@ -11,6 +11,9 @@ import subprocess
 import pytest
 
 from aam.distributed.run import report
+from aam.html_report.ordination import unifrac
+from aam.html_report.run_files import Run
+from aam.html_report.scores import predictions
 from aam.html_report.write import write_report
 from html_report.conftest import CLASSES, COLUMN, SCRIPT, Page
 from runs import TINY, train_config
@@ -94,6 +97,26 @@ def test_a_frozen_encoder_is_shown_with_the_tree_of_stage_1(pages):
     assert "R² of the pairs" in text
     assert "the columns that go along best with the true distances" in pages["stage 1"].text("unifrac")
     assert "knows no UniFrac" in pages["classes"].text("unifrac")
+
+
+def test_samples_of_another_table_are_not_taken_for_those_of_the_same_name(stage_1, stage_2):
+    base = json.loads((stage_1 / "run.json").read_text())
+    base["dataset"]["sha256"]["table"] = "0" * 64
+    assert "Stage 1 was trained on another table" in unifrac(Run.read(stage_2, base))
+
+
+def test_what_is_too_little_to_show_is_said(stage_1, stage_2, tmp_path):
+    few = tmp_path / "few"
+    shutil.copytree(stage_2, few)
+    record = json.loads((few / "run.json").read_text())
+    record["split"] |= {"val": record["split"]["val"][:3], "test": record["split"]["test"][:1]}
+    (few / "run.json").write_text(json.dumps(record))
+    run = Run.read(few, json.loads((stage_1 / "run.json").read_text()))
+    assert "3 validation samples: too few for a picture" in unifrac(run)
+    assert "Test: 1 samples that were kept back" in predictions(run)
+    record["split"]["val"] = ["nobody"]
+    (few / "run.json").write_text(json.dumps(record))
+    assert "0 validation samples: too few" in unifrac(Run.read(few, run.base_record))
 
 
 def test_intervals_are_drawn_with_the_share_of_samples_in_them(pages, stage_2):
