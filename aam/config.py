@@ -490,6 +490,11 @@ class PredictConfig:
             any(path is not None for path in outputs),
             "nothing to write: give --output, --embeddings, --asv-embeddings or --report",
         )
+        inputs = (self.table, self.metadata, self.sequences)
+        for path in filter(None, outputs):
+            _require(path not in inputs, f"{path}: is read from, and would be written over; give another name")
+            _require(outputs.count(path) == 1, f"{path}: is given twice; give each a name of its own")
+            _require(not path.is_dir(), f"{path}: is a folder; give the name of a file in it")
         for flag in ("embeddings", "asv_embeddings"):
             path = getattr(self, flag)
             _require(

@@ -13,10 +13,11 @@ def run(config: PredictConfig) -> None:
     """Predict and say where the predictions are; score them where a report is asked for."""
     # Here and not above: it takes seconds, which --help should not.
     from aam.distributed.checkpoints import find_best, run_record
-    from aam.predict import predict, write_found
+    from aam.predict import check_writable, predict, write_found
     from aam.report import Stage, make_report
     from aam.training import checkpoint
 
+    check_writable(config)
     path, record = find_best(config.checkpoint), run_record(config.checkpoint)
     if config.report is not None and record is None:
         raise ValueError(f"{config.checkpoint}: no run.json there, which --report is made of; give the run folder")
@@ -34,7 +35,6 @@ def run(config: PredictConfig) -> None:
         used = Path(record["pretrained"])
         origin = Stage.read(used if used.exists() else find_best(base), base_record)
     text = make_report(config, found.predictions, Stage.read(path, record), origin)
-    config.report.parent.mkdir(parents=True, exist_ok=True)
     config.report.write_text(text)
     print(f"report: {config.report}\n\n{text}")
 

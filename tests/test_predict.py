@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import biom
@@ -17,8 +18,10 @@ from aam.config import DataConfig, LoopConfig, PredictConfig, TargetConfig, Trai
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
 from aam.plan import make_plan
+from aam.predict import check_writable, predict, write_found
 from aam.predict.table import what_is_new
 from aam.training import checkpoint
+from aam.training.targets import Target
 from runs import TINY, data_config, fit_here, pretrain_config, train_config
 from tensors import random_sequences
 
@@ -129,6 +132,17 @@ def test_embeddings_are_what_the_encoder_says(run_here, stages, tmp_path):
     np.testing.assert_allclose(vectors(tmp_path / "of_second.tsv")[1], output.embedding, rtol=0, atol=1e-5)
 
 
+def test_a_base_without_unifrac_is_not_said_to_stand_for_it(run_here, synthetic_folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    config = pretrain_config(synthetic_folder, first, epochs=1)
+    fit_here(replace(config, loss=replace(config.loss, base_weight=0.0)))
+    fit_here(train_config(synthetic_folder, second, pretrained=first, freeze_base=True, epochs=1))
+    for run in (first, second):
+        flags = ["--table", synthetic_folder / "table.biom", "--embeddings", tmp_path / "e.tsv"]
+        done = run_here("predict.py", "--checkpoint", run, *flags)
+        assert "the base was trained without UniFrac, for which their distances do not stand" in done.stdout, run
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -146,11 +160,52 @@ def test_what_cannot_be_had_is_refused(run_here, stages, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_to_write_and_strange_files_are_refused():
+def test_nothing_to_write_and_strange_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing to write: give --output"):
         PredictConfig(checkpoint="x")
+    out = Path("p.tsv")
+    with pytest.raises(ValueError, match=r"^p.tsv: is given twice"):
+        PredictConfig(checkpoint="x", output=out, embeddings=out)
+    with pytest.raises(ValueError, match=r"^p.tsv: is read from, and would be written over"):
+        PredictConfig(checkpoint="x", output=out, metadata=out)
+    with pytest.raises(ValueError, match=r": is a folder; give the name of a file in it"):
+        PredictConfig(checkpoint="x", output=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"p.tsv: cannot be written"):
+        check_writable(PredictConfig(checkpoint="x", output=tmp_path / "file" / "p.tsv"))
     with pytest.raises(ValueError, match=r"--asv-embeddings e.csv: the name must end with .tsv or .parquet"):
         PredictConfig(checkpoint="x", asv_embeddings=Path("e.csv"))
+
+
+def test_nothing_of_earlier_predictions_stays_and_no_half_file_takes_their_place(
+    synthetic_folder, built_in_run, tmp_path
+):
+    loaded = checkpoint.load(built_in_run[0] / "best")
+    asked = PredictConfig(checkpoint="x", table=synthetic_folder / "table.biom", output=tmp_path / "predictions.tsv")
+    found = predict(asked, loaded)
+    assert found.predictions is not None
+    of_classes = replace(
+        found.predictions, target=Target(column="site", classes=("a", "b"), loss="cross_entropy"),
+        probabilities=np.full((len(found.sample_ids), 2), 0.5), skipped={"s": "no reads"},
+    )  # fmt: skip
+    write_found(asked, replace(found, predictions=of_classes))
+    beside = {tmp_path / "class_probabilities.tsv", tmp_path / "predictions.skipped.tsv"}
+    assert {*tmp_path.iterdir()} == {asked.output, *beside}
+    text = write_found(asked, replace(found, predictions=replace(found.predictions, skipped={})))
+    assert {*tmp_path.iterdir()} == {asked.output}
+    assert all(f"removed, of earlier predictions: {path}" in text for path in beside)
+
+    before = asked.output.read_text()
+
+    class DiskFull:
+        def __str__(self) -> str:
+            raise OSError
+
+    broken = replace(found.predictions, values=[*found.predictions.values[:-1], DiskFull()])
+    with pytest.raises(OSError):
+        write_found(asked, replace(found, predictions=broken))
+    assert asked.output.read_text() == before
+    assert {*tmp_path.iterdir()} == {asked.output}
 
 
 def test_quantiles_stand_beside_the_prediction(run_here, stages, tmp_path):

@@ -220,4 +220,4 @@ def _distances(loaded: Checkpoint) -> str:
 
 def _knows_unifrac(spec: ModelSpec) -> bool:
     """Whether the last training of the base was for UniFrac, the variance of which is 1 in no study."""
-    return spec.freeze_base or spec.distance_variance != 1.0
+    return spec.distance_variance != 1.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +34,8 @@ def write_found(config: PredictConfig, found: Found) -> str:
     if config.output is not None and found.predictions is not None:
         lines.append(write_predictions(found.predictions, config.output))
     if config.embeddings is not None and found.embeddings is not None:
-        if config.output is None and found.skipped:
-            lines.append(_write_skipped(found.skipped, len(found.sample_ids), config.embeddings))
+        if config.output is None:
+            lines += _write_skipped(found.skipped, len(found.sample_ids), config.embeddings)
         write_vectors(config.embeddings, "SampleID", found.sample_ids, found.embeddings)
         lines.append(f"{len(found.sample_ids)} sample embeddings ({found.distances}): {config.embeddings}")
     if config.asv_embeddings is not None and found.asvs is not None:
@@ -41,6 +43,34 @@ def write_found(config: PredictConfig, found: Found) -> str:
         write_vectors(config.asv_embeddings, "sequence", sequences, found.asvs)
         lines.append(f"{len(sequences)} ASV embeddings: {config.asv_embeddings}")
     return "\n".join(lines)
+
+
+def check_writable(config: PredictConfig) -> None:
+    """Make the folders of all that is to be written, before what takes long.
+
+    Raises
+    ------
+    ValueError
+        Where one cannot be written to.
+    """
+    for path in filter(None, (config.output, config.report, config.embeddings, config.asv_embeddings)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written: {error}") from None
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside a path, to write to; it takes the path's place once it is whole."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_predictions(found: Predictions, output: Path) -> str:
@@ -59,27 +89,36 @@ def write_predictions(found: Predictions, output: Path) -> str:
         What was written, in words.
     """
     lines = []
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if found.probabilities is not None:
-        name = "class_probabilities.tsv"
-        # Other predictions in the same folder must not be written over.
-        beside = output.with_name(name if output.name == "predictions.tsv" else f"{output.stem}.{name}")
+    name = "class_probabilities.tsv"
+    # Other predictions in the same folder must not be written over.
+    beside = output.with_name(name if output.name == "predictions.tsv" else f"{output.stem}.{name}")
+    if found.probabilities is None:
+        lines += _without_stale(beside)
+    else:
         _write(beside, ["SampleID", *found.target.classes], found.sample_ids, found.probabilities.tolist())
         lines.append(f"class probabilities: {beside}")
     others = np.empty((len(found.values), 0)) if found.beside is None else found.beside
     rows = [[value, *more] for value, more in zip(found.values, others.tolist(), strict=True)]
     _write(output, ["SampleID", "prediction", *found.target.beside], found.sample_ids, rows)
-    if found.skipped:
-        lines.append(_write_skipped(found.skipped, len(found.values), output))
+    lines += _write_skipped(found.skipped, len(found.values), output)
     return "\n".join([*lines, f"{len(found.values)} predictions of {found.target.column}: {output}"])
 
 
-def _write_skipped(skipped: dict[str, str], done: int, output: Path) -> str:
+def _write_skipped(skipped: dict[str, str], done: int, output: Path) -> list[str]:
     beside = output.with_name(f"{output.stem}.skipped.tsv")
-    beside.parent.mkdir(parents=True, exist_ok=True)
+    if not skipped:
+        return _without_stale(beside)
     _write(beside, ["SampleID", "reason"], list(skipped), [[reason] for reason in skipped.values()])
     total = len(skipped) + done
-    return f"{len(skipped)} of {total} samples could not be predicted, with the reasons: {beside}"
+    return [f"{len(skipped)} of {total} samples could not be predicted, with the reasons: {beside}"]
+
+
+def _without_stale(path: Path) -> list[str]:
+    """Remove what earlier predictions of the same name have left, and these do not have."""
+    if not path.is_file():
+        return []
+    path.unlink()
+    return [f"removed, of earlier predictions: {path}"]
 
 
 def write_vectors(path: Path, index: str, names: Sequence[str], vectors: np.ndarray) -> None:
@@ -95,17 +134,17 @@ def write_vectors(path: Path, index: str, names: Sequence[str], vectors: np.ndar
         One for each vector.
     vectors : ndarray of float32 [n, D]
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(vectors, columns=[f"e{d}" for d in range(vectors.shape[1])])
     frame.insert(0, index, np.asarray(names, dtype=object))
-    if path.suffix == ".parquet":
-        frame.to_parquet(path, index=False)
-    else:
-        frame.to_csv(path, sep="\t", index=False)
+    with _replacing(path) as part:
+        if path.suffix == ".parquet":
+            frame.to_parquet(part, index=False)
+        else:
+            frame.to_csv(part, sep="\t", index=False)
 
 
 def _write(path: Path, header: list[str], sample_ids: list[str], rows: list[list]) -> None:
-    with path.open("w", newline="") as file:
+    with _replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(header)
         writer.writerows([sample, *row] for sample, row in zip(sample_ids, rows, strict=True))

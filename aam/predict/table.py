@@ -106,11 +106,11 @@ def what_is_new(dataset: PreparedDataset, sample_ids: Iterable[str], record: dic
     found = f"{len(new)} of {len(here)} ASVs ({share:.2%} of the reads) are in no training sample"
     if {*training.sequences}.isdisjoint(dataset.sequences):
         lengths = [int(np.median(of.lengths)) - 1 for of in (dataset, training)]
-        if lengths[0] != lengths[1]:
-            found += (
-                f", nor is any ASV of the table in the training's; its ASVs are {lengths[0]} nt long (median), the "
-                f"training's {lengths[1]}: another primer region or trim length? The model was not trained for these"
-            )
+        cause = "another primer region or trim length" if lengths[0] != lengths[1] else "another region, or strand"
+        found += (
+            f", nor is any ASV of the table in the training's; its ASVs are {lengths[0]} nt long (median), the "
+            f"training's {lengths[1]}: {cause}? The model was not trained for these"
+        )
     return [found, *_depths(dataset, sample_ids, training, record)]
 
 
