@@ -144,6 +144,7 @@ def score_table(found: Predictions, truth: dict[str, Any], training: list[Any]) 
         certain = np.array([[float(name == constant) for name in found.target.classes]] * len(rows))
         simple = {} if constant is None else classification_metrics(codes, certain)
         said = "" if constant is None else f"always the most frequent class of the training samples, {constant}"
+    said = said.replace("|", r"\|").replace("<", "&lt;")  # a class may have any name
     lines = [f"| {len(rows)} samples | model | {said or '-'} |", "|---|---|---|"]
     for name, score in scores.items():
         beside = f"{simple[name]:.4g}" if name in simple else "-"

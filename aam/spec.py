@@ -104,7 +104,7 @@ def make_target(loss: TargetConfig, training_values: Sequence[Any]) -> Target:
         return Target(column=loss.target, transform=transform, loss=loss.target_loss, quantiles=quantiles)
     classes, numbers = np.unique(np.asarray(training_values, dtype=str), return_counts=True)
     if len(classes) < 2:
-        raise ValueError(f"column {loss.target!r} has one class only in the training samples: {classes[0]!r}")
+        raise ValueError(f"column {loss.target!r} has one class only in the training samples: {str(classes[0])!r}")
     if len(classes) > len(training_values) / 2:
         raise ValueError(
             f"column {loss.target!r} has {len(classes)} classes in {len(training_values)} training samples: "

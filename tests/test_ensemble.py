@@ -574,6 +574,8 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
         checkpoint=str(best), table=config.data.table, output=tmp_path / "p.tsv", part="val", base_cache=False
     )
     said, network = (predict(asked, which, record).predictions for which in (loaded, alone))
+    direct = predict_samples(loaded, said.dataset, said.sample_ids[::-1], base_cache=False)[::-1]
+    np.testing.assert_allclose(said.values, said.target.decode(direct)[:, said.target.point], rtol=1e-4)
     truth = np.array([plan.targets[s] for s in said.sample_ids])
     kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
     assert kept["SampleID"].tolist() == said.sample_ids

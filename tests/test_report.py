@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -98,6 +99,16 @@ def test_samples_without_a_known_value_are_counted_and_none_at_all_is_said(stage
     assert f"stage 1 trained on {len(stages[0].part('train') & set(found.sample_ids))} of these samples" in text
     assert f"stage 2 trained on {len(found.sample_ids)} of these samples" in text
     assert score_table(found, {}, []).startswith("Not scored: no known values")
+
+
+def test_a_class_of_any_name_leaves_the_table_whole(stages):
+    target = Target(column="site", classes=("k__A|p__B", "<b>"), loss="cross_entropy")
+    ids = sorted(stages[1].part("val"))
+    said = predictions(stages[1], "val", ["<b>"] * len(ids), target=target, probabilities=np.eye(2)[[1] * len(ids)])
+    for name in target.classes:
+        lines = score_table(said, dict.fromkeys(ids, name), [name]).splitlines()
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
+        assert "<b>" not in lines[0]
 
 
 def test_asvs_that_no_training_sample_has_are_counted(stages):

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
 
 from aam.data.batches import Draw
-from aam.ensemble.groups import Groups, log_shares
+from aam.ensemble.groups import Groups, Nearest, log_shares
 from aam.ensemble.linear import Linear, linear_inputs
 from aam.ensemble.trees import BoostedTrees, Forest, weighted_quantile
 from aam.training.checkpoint import ENSEMBLE
@@ -102,7 +102,9 @@ class Ensemble:
     """Parameters of heads, each trained on other samples, that speak along with the checkpoint's own: the network is
     the mean of all of them."""
 
-    def outputs(self, network: np.ndarray, draws: Sequence[Draw], vectors: np.ndarray, target: Target) -> np.ndarray:
+    def outputs(
+        self, network: np.ndarray, draws: Sequence[Draw], vectors: np.ndarray | Nearest, target: Target
+    ) -> np.ndarray:
         """Outputs of all members together.
 
         Parameters
@@ -111,8 +113,8 @@ class Ensemble:
             Of the networks: transformed numbers or their quantiles, or scores of classes.
         draws : sequence of (ndarray, ndarray)
             ASVs and reads of the same samples, as the network sees them.
-        vectors : ndarray of float32 [ASVs, D]
-            Of the ASVs that the draws name, at least.
+        vectors : ndarray of float32 [ASVs, D], or Nearest
+            See `Groups.shares`.
         target : Target
             What is predicted.
 
@@ -128,7 +130,7 @@ class Ensemble:
             combined[rows] = self.weights.combine(members, target)
         return combined
 
-    def inputs(self, draws: Sequence[Draw], vectors: np.ndarray) -> dict[str, np.ndarray]:
+    def inputs(self, draws: Sequence[Draw], vectors: np.ndarray | Nearest) -> dict[str, np.ndarray]:
         """What each member but the network reads of samples, float32 [n, features]; see `outputs`."""
         shares_nG, own_nK = self.groups.shares_and_own(draws, vectors)
         return inputs_of(shares_nG, own_nK, draws, self.groups, self.boosted)

@@ -24,6 +24,16 @@ _SAME = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """Known ASVs that the ASVs of a dataset count for; rows of which nobody asked are not set."""
+
+    known: np.ndarray
+    """int32 [ASVs]: the one that is nearest."""
+    is_same: np.ndarray
+    """bool [ASVs]: whether it is the same ASV."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Groups:
     """Nested groups of known ASVs: single ones, and each union that the clustering made."""
 
@@ -55,15 +65,15 @@ class Groups:
         """Which of the chosen groups are single ASVs: bool [G]."""
         return self.chosen < len(self.vectors)
 
-    def shares(self, draws: Sequence[Draw], vectors: np.ndarray) -> np.ndarray:
+    def shares(self, draws: Sequence[Draw], vectors: np.ndarray | Nearest) -> np.ndarray:
         """Share of each sample's reads that each group has; an ASV counts for the known one nearest to it.
 
         Parameters
         ----------
         draws : sequence of (ndarray, ndarray)
             ASVs and reads of each sample.
-        vectors : ndarray of float32 [ASVs, D]
-            Of the ASVs that the draws name, at least.
+        vectors : ndarray of float32 [ASVs, D], or Nearest
+            Of the ASVs that the draws name, at least; or what `nearest` has found for these.
 
         Returns
         -------
@@ -71,7 +81,7 @@ class Groups:
         """
         return self.shares_and_own(draws, vectors)[0]
 
-    def shares_and_own(self, draws: Sequence[Draw], vectors: np.ndarray) -> tuple[np.ndarray, sp.csr_matrix]:
+    def shares_and_own(self, draws: Sequence[Draw], vectors: np.ndarray | Nearest) -> tuple[np.ndarray, sp.csr_matrix]:
         """Shares of the groups, and of the known ASVs by themselves.
 
         Parameters
@@ -86,27 +96,37 @@ class Groups:
         own : csr_matrix of float64 [n, K]
             Share of each sample's reads that each known ASV has, without those that are only near to it.
         """
-        asvs_U, where = np.unique(np.concatenate([asvs for asvs, _ in draws]), return_inverse=True)
-        nearest_U, is_same_U = self._nearest(vectors[asvs_U])
+        asvs = np.concatenate([asvs for asvs, _ in draws])
+        nearest = vectors if isinstance(vectors, Nearest) else self.nearest(vectors, np.unique(asvs))
         share = np.concatenate([reads / reads.sum() for _, reads in draws])
         starts = np.concatenate([[0], np.cumsum([len(asvs) for asvs, _ in draws])])
         shape = (len(draws), len(self.vectors))
         known_nK, own_nK = (
-            sp.csr_matrix((of, nearest_U[where], starts), shape=shape) for of in (share, share * is_same_U[where])
+            sp.csr_matrix((of, nearest.known[asvs], starts), shape=shape)
+            for of in (share, share * nearest.is_same[asvs])
         )
         own_nK.sum_duplicates()
         own_nK.eliminate_zeros()
         return sp.csr_matrix(known_nK @ self._membership()).toarray().astype(np.float32), own_nK
 
-    def _nearest(self, vectors_UD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Known ASV nearest to each, and whether it is the same one: int [U], bool [U]."""
-        nearest, distance = np.empty(len(vectors_UD), np.int64), np.empty(len(vectors_UD))
-        for start in range(0, len(vectors_UD), _ROWS):
-            rows = slice(start, start + _ROWS)
-            squares = cdist(vectors_UD[rows], self.vectors, "sqeuclidean")
-            nearest[rows] = squares.argmin(axis=1)
-            distance[rows] = np.sqrt(squares.min(axis=1))
-        return nearest, distance <= _SAME * np.linalg.norm(self.vectors, axis=1)[nearest]
+    def nearest(self, vectors: np.ndarray, asvs: np.ndarray) -> Nearest:
+        """The known ASV that is nearest to each of those asked for.
+
+        Parameters
+        ----------
+        vectors : ndarray of float32 [ASVs, D]
+            Of the dataset's ASVs, those asked for at least.
+        asvs : ndarray of int
+            Which of them.
+        """
+        found = Nearest(known=np.zeros(len(vectors), np.int32), is_same=np.zeros(len(vectors), bool))
+        most = _SAME * np.linalg.norm(self.vectors, axis=1)
+        for start in range(0, len(asvs), _ROWS):
+            rows = asvs[start : start + _ROWS]
+            squares = cdist(vectors[rows], self.vectors, "sqeuclidean")
+            found.known[rows] = squares.argmin(axis=1)
+            found.is_same[rows] = np.sqrt(squares.min(axis=1)) <= most[found.known[rows]]
+        return found
 
     def _membership(self) -> sp.csr_matrix:
         """Which known ASVs [K] are in which of the chosen groups [G]."""

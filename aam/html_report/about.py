@@ -142,7 +142,10 @@ def settings(run: Run) -> Html:
     versions = [f"{name} {version}" for name, version in run.versions.items()]
     return join(
         [
-            paragraph("Flags that are not shown are at their defaults."),
+            paragraph(
+                "Flags that are not shown are at their defaults. Where these folders are still there, give another "
+                "--output-dir."
+            ),
             element("pre", "\n\n".join(commands)),
             paragraph(f"Trained with {', '.join(versions)}."),
             paragraph("Weights, sha256: ", element("code", run.stage.weights)),

@@ -19,6 +19,7 @@ from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.data.prepare import prepare
+from aam.ensemble.groups import Nearest
 from aam.predict.samples import Crew, Each, Worker, open_cache, this_process
 from aam.predict.table import choose, sources, what_is_new
 from aam.training.base_cache import encoder_of
@@ -115,9 +116,11 @@ def predict(
     )
     each = crew.start(worker)
     started = perf_counter()
-    vectors = _encode(config, worker, ids, each)
+    vectors, shown = _encode(config, worker, ids, each)
+    ensemble = loaded.ensemble
+    nearest = None if ensemble is None or target is None or not ids else ensemble.groups.nearest(vectors, shown)
     encoded = perf_counter()
-    outputs, embeddings = _predict(worker, ids, vectors, each)
+    outputs, embeddings = _predict(worker, ids, vectors, nearest, each)
     if ids:
         seconds = perf_counter() - encoded
         print(
@@ -137,8 +140,8 @@ def predict(
     )
 
 
-def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -> np.ndarray:
-    """Vectors of the ASVs that the samples show, or of all: float32 [ASVs, D], some rows never written."""
+def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the ASVs that the samples show, or of all: float32 [ASVs, D], others never written; and which."""
     dataset, contract = worker.dataset, worker.loaded.spec.contract
     if config.asv_embeddings:
         wanted = np.arange(len(dataset.lengths))
@@ -155,17 +158,19 @@ def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -
             cache.keep(chunks[number], rows)
             bar.update(len(rows))
     cache.say(len(missing), len(wanted))
-    return cache.vectors.rows
+    return cache.vectors.rows, wanted
 
 
-def _predict(worker: Worker, ids: list[str], vectors: np.ndarray, each: Each) -> tuple[np.ndarray, np.ndarray]:
+def _predict(
+    worker: Worker, ids: list[str], vectors: np.ndarray, nearest: Nearest | None, each: Each
+) -> tuple[np.ndarray, np.ndarray]:
     """Outputs [n, O] and embeddings [n, D] of samples."""
     spec, size = worker.loaded.spec, SHARE * worker.batch_size
     shares = [ids[start : start + size] for start in range(0, len(ids), size)]
     outputs = np.empty((len(ids), spec.target.outputs if spec.target else 0), np.float32)
     embeddings = np.empty((len(ids), spec.encoder.embedding_dim), np.float32)
     with _bar(len(ids), "samples") as bar:
-        for number, found in each(Worker.predict, shares, vectors):
+        for number, found in each(Worker.predict, shares, vectors, nearest):
             rows = slice(number * size, number * size + len(shares[number]))
             outputs[rows], embeddings[rows] = found
             bar.update(len(shares[number]))

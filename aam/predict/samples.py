@@ -17,6 +17,7 @@ from aam.batch import Batch
 from aam.data.batches import BatchPlan, Draw, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
+from aam.ensemble.groups import Nearest
 from aam.model.sequence_encoder import EncoderOutput, KnownOutputs
 from aam.model.sequence_predictor import PredictorOutput, SequencePredictor
 from aam.training.base_cache import BaseCache, encode_asvs, encoder_of
@@ -38,6 +39,7 @@ def predict_samples(
     device: torch.device | None = None,
     autocast: torch.dtype | None = None,
     vectors: np.ndarray | None = None,
+    nearest: Nearest | None = None,
     embeddings: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the model says of samples, as it says it.
@@ -60,6 +62,8 @@ def predict_samples(
         Arithmetic of the forward pass.
     vectors : ndarray of float32 [ASVs, D], optional
         Of the dataset's ASVs, those of these samples at least; computed where they are not given.
+    nearest : Nearest, optional
+        To the ASVs of these samples at least, by the groups of the ensemble; searched for where it is not given.
     embeddings : ndarray of float32 [n, D], optional
         Filled with the samples' embeddings.
 
@@ -87,7 +91,7 @@ def predict_samples(
             embeddings[rows] = encoder.embedding.cpu().numpy()
     if loaded.ensemble is None or loaded.spec.target is None:
         return outputs
-    return loaded.ensemble.outputs(outputs, fixed_draws(plan), vectors, loaded.spec.target)
+    return loaded.ensemble.outputs(outputs, fixed_draws(plan), nearest or vectors, loaded.spec.target)
 
 
 def fixed_draws(plan: BatchPlan) -> list[Draw]:
@@ -135,8 +139,9 @@ def _with_heads(model: torch.nn.Module, heads: Mapping[str, np.ndarray]) -> Sequ
     """A predictor on the same base with other heads, as of `heads_of`."""
     assert isinstance(model, SequencePredictor)
     other = SequencePredictor(model.base, model.sizes, freeze_base=model.freeze_base)
-    base = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_BASE)}
-    other.load_state_dict(base | {name: torch.from_numpy(array) for name, array in heads.items()})
+    missing, unknown = other.load_state_dict({name: torch.tensor(of) for name, of in heads.items()}, strict=False)
+    assert not unknown, "heads of another model"
+    assert all(name.startswith(_BASE) for name in missing), "heads of another model"
     return other.eval()
 
 
@@ -173,8 +178,10 @@ class Worker:
         encoder = encoder_of(self.loaded.model.to(self.device).eval())
         return encode_asvs(encoder, self.dataset, asvs, self.autocast)
 
-    def predict(self, sample_ids: Sequence[str], vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs [n, O] and embeddings [n, D] of samples, from the vectors of their ASVs."""
+    def predict(
+        self, sample_ids: Sequence[str], vectors: np.ndarray, nearest: Nearest | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs [n, O] and embeddings [n, D] of samples, from the vectors of their ASVs; see `predict_samples`."""
         embeddings = np.empty((len(sample_ids), self.loaded.spec.encoder.embedding_dim), np.float32)
         outputs = predict_samples(
             self.loaded,
@@ -184,6 +191,7 @@ class Worker:
             device=self.device,
             autocast=self.autocast,
             vectors=vectors,
+            nearest=nearest,
             embeddings=embeddings,
         )
         return outputs, embeddings
