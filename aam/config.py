@@ -458,7 +458,8 @@ class PredictConfig:
     table: Path | None = None
     """BIOM table or .qza of the new samples. [default: the table that the model was trained on]"""
     output: Path | None = None
-    """Table of predictions to write, predictions.tsv say; for classes, class_probabilities.tsv is written beside it."""
+    """Table of predictions to write, predictions.tsv say. Beside it: for classes, class_probabilities.tsv, and
+    predictions.skipped.tsv where samples cannot be predicted; of these, what earlier predictions left goes."""
     embeddings: Path | None = None
     """Table of sample embeddings to write, .tsv or .parquet: the vectors whose distances stand for UniFrac."""
     asv_embeddings: Path | None = None
@@ -490,9 +491,8 @@ class PredictConfig:
             any(path is not None for path in outputs),
             "nothing to write: give --output, --embeddings, --asv-embeddings or --report",
         )
-        inputs = (self.table, self.metadata, self.sequences)
         for path in filter(None, outputs):
-            _require(path not in inputs, f"{path}: is read from, and would be written over; give another name")
+            _require(not path.parts[0].endswith(":"), f"{path}: is a URI; give a path, and copy what is there")
             _require(outputs.count(path) == 1, f"{path}: is given twice; give each a name of its own")
             _require(not path.is_dir(), f"{path}: is a folder; give the name of a file in it")
         for flag in ("embeddings", "asv_embeddings"):

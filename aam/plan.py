@@ -143,9 +143,6 @@ def make_plan(
     if use_tree:
         mean, variance = estimate_distances(dataset, split.train, contract)
         spec = dataclasses.replace(spec, distance_mean=mean, distance_variance=variance)
-    elif base is not None and spec.freeze_base:  # its embeddings say of UniFrac what they said before
-        had = {"distance_mean": base.distance_mean, "distance_variance": base.distance_variance}
-        spec = dataclasses.replace(spec, **had)
     folds, groups = 0, {}
     if isinstance(config, TrainConfig) and config.loss.ensemble and config.freeze_base:
         folds = config.loss.ensemble_folds

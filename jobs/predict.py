@@ -12,15 +12,16 @@ from aam.config import PredictConfig
 def run(config: PredictConfig) -> None:
     """Predict and say where the predictions are; score them where a report is asked for."""
     # Here and not above: it takes seconds, which --help should not.
+    from aam.data.files import replacing
     from aam.distributed.checkpoints import find_best, run_record
-    from aam.predict import check_writable, predict, write_found
+    from aam.predict import check_outputs, predict, write_found
     from aam.report import Stage, make_report
     from aam.training import checkpoint
 
-    check_writable(config)
     path, record = find_best(config.checkpoint), run_record(config.checkpoint)
     if config.report is not None and record is None:
         raise ValueError(f"{config.checkpoint}: no run.json there, which --report is made of; give the run folder")
+    check_outputs(config, record)
     crew = None
     if config.ray.workers[1] > 1:
         from aam.distributed.prediction import ray_crew
@@ -35,7 +36,8 @@ def run(config: PredictConfig) -> None:
         used = Path(record["pretrained"])
         origin = Stage.read(used if used.exists() else find_best(base), base_record)
     text = make_report(config, found.predictions, Stage.read(path, record), origin)
-    config.report.write_text(text)
+    with replacing(config.report) as scratch:
+        scratch.write_text(text)
     print(f"report: {config.report}\n\n{text}")
 
 

@@ -150,24 +150,41 @@ def test_intervals_hold_the_score_and_runs_are_averaged(samples):
     assert score(samples, runs[:1], samples.weights(0)).spread == {}
 
 
-def test_folds_are_scored_each_by_itself_too():
-    samples = replace(numbers(n=40), folds={1: np.arange(40) % 4, 2: np.arange(40) // 10})
-    said = {(repeat, seed): noisy(samples, 10 * repeat + seed, 1.0) for repeat in (1, 2) for seed in (0, 1)}
-    found = assess("age", samples, said, {"mean": {1: said[1, 0], 2: said[2, 1]}}, seed=0, caveats=[], notes=[])
+@pytest.mark.parametrize("samples", [numbers(), classes()], ids=["numbers", "classes"])
+def test_folds_are_scored_each_by_itself_too(samples):
+    folds = {1: np.arange(40) % 4, 2: np.arange(40) // 10}
+    samples = replace(samples, folds=folds)
+    said = {(repeat, seed): noisy(samples, 10 * repeat + seed, 2.0) for repeat in (1, 2) for seed in (0, 1)}
+    other = {1: said[1, 0], 2: said[2, 1]}
+    found = assess("age", samples, said, {"depth": other}, seed=0, caveats=[], notes=[])
+    name = samples.main_metric
 
-    def by_hand(*runs):
-        errors = [np.abs(values - samples.truth) for _, values in runs]
-        return [errors[i][samples.folds[r] == f].mean() for i, (r, _) in enumerate(runs) for f in range(4)]
+    def of_fold(values, repeat, fold):
+        return replace(samples, truth=samples.truth[folds[repeat] == fold]).scores(values[folds[repeat] == fold])[name]
 
-    for scores, runs in (
-        (found.model, [(repeat, values) for (repeat, _), values in said.items()]),
-        (found.baselines["mean"], [(1, said[1, 0]), (2, said[2, 1])]),
-    ):
-        errors = by_hand(*runs)
-        assert scores.fold_mean["mae"] == pytest.approx(np.mean(errors))
-        assert scores.fold_spread["mae"] == pytest.approx(np.std(errors, ddof=1))
-        assert f"{np.mean(errors):.4g} ({np.std(errors, ddof=1):.2g})" in to_markdown(found)
-    assert found.predictions["fold_repeat2"].tolist() == samples.folds[2].tolist()
+    pairs = [(repeat, fold) for repeat in (1, 2) for fold in range(4)]
+    by_hand = {
+        "model": [np.mean([of_fold(said[r, seed], r, fold) for seed in (0, 1)]) for r, fold in pairs],
+        "depth": [of_fold(other[r], r, fold) for r, fold in pairs],
+    }
+    text = to_markdown(found)
+    for label, scores in (("model", found.model), ("depth", found.baselines["depth"])):
+        assert scores.fold_mean[name] == pytest.approx(np.mean(by_hand[label]))
+        assert scores.fold_spread[name] == pytest.approx(np.std(by_hand[label], ddof=1))
+        assert f"{np.mean(by_hand[label]):.4g} ({np.std(by_hand[label], ddof=1):.2g})" in text
+    assert found.predictions["fold_repeat2"].tolist() == folds[2].tolist()
+
+
+def test_a_score_that_a_fold_lacks_is_named_and_one_fold_has_no_spread():
+    samples = replace(classes(), truth=np.array([0, 1] * 10 + [0, 1, 2, 2] * 5), folds={1: np.arange(40) // 20})
+    said = {(1, 0): noisy(samples, 1, 1.0)}
+    found = assess("site", samples, said, {}, seed=0, caveats=[], notes=[])
+    assert "auroc" in found.model.mean
+    assert "auroc" not in found.model.fold_mean
+    assert "too few samples or classes for it: auroc." in to_markdown(found)
+    alone = assess("site", replace(samples, folds={1: np.ones(40)}), said, {}, seed=0, caveats=[], notes=[])
+    assert alone.model.fold_mean == alone.model.mean
+    assert "(0)" in to_markdown(alone)
 
 
 @pytest.mark.parametrize("samples", [numbers(), classes()], ids=["numbers", "classes"])

@@ -18,7 +18,7 @@ from aam.config import DataConfig, LoopConfig, PredictConfig, TargetConfig, Trai
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
 from aam.plan import make_plan
-from aam.predict import check_writable, predict, write_found
+from aam.predict import check_outputs, predict, write_found
 from aam.predict.table import what_is_new
 from aam.training import checkpoint
 from aam.training.targets import Target
@@ -166,13 +166,17 @@ def test_nothing_to_write_and_strange_files_are_refused(tmp_path):
     out = Path("p.tsv")
     with pytest.raises(ValueError, match=r"^p.tsv: is given twice"):
         PredictConfig(checkpoint="x", output=out, embeddings=out)
-    with pytest.raises(ValueError, match=r"^p.tsv: is read from, and would be written over"):
-        PredictConfig(checkpoint="x", output=out, metadata=out)
+    with pytest.raises(ValueError, match=r"s3:/.*: is a URI; give a path"):
+        PredictConfig(checkpoint="x", output=Path("s3://bucket/p.tsv"))
     with pytest.raises(ValueError, match=r": is a folder; give the name of a file in it"):
         PredictConfig(checkpoint="x", output=tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"p.tsv: cannot be written"):
-        check_writable(PredictConfig(checkpoint="x", output=tmp_path / "file" / "p.tsv"))
+    table = tmp_path / "table.biom"
+    with pytest.raises(ValueError, match=r"p.tsv: cannot be written: .*/file'"):
+        check_outputs(PredictConfig(checkpoint="x", table=table, output=tmp_path / "file" / "p.tsv"), None)
+    table.symlink_to(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"file: is read from, and would be written over"):
+        check_outputs(PredictConfig(checkpoint="x", table=table, output=tmp_path / "file"), None)
     with pytest.raises(ValueError, match=r"--asv-embeddings e.csv: the name must end with .tsv or .parquet"):
         PredictConfig(checkpoint="x", asv_embeddings=Path("e.csv"))
 

@@ -3,10 +3,12 @@
 A QIIME 2 artifact (.qza) is a zip: `<uuid>/metadata.yaml` names its type, its files lie in `<uuid>/data/`.
 """
 
+import contextlib
 import re
+import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -113,6 +115,23 @@ def read_member(path: Path, name: str, types: Sequence[str]) -> bytes:
             return archive.read(data[0])
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path}: damaged zip archive ({error}): copy or download it again") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of one of that name once it is whole; a pipe is written to itself."""
+    path = path.resolve()  # a link stays, and what it leads to is replaced
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        if path.exists():
+            shutil.copymode(path, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def some(names: Iterable[object]) -> str:

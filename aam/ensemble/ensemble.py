@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
 
 from aam.data.batches import Draw
+from aam.data.files import replacing
 from aam.ensemble.groups import Groups, Nearest, log_shares
 from aam.ensemble.linear import Linear, linear_inputs
 from aam.ensemble.trees import BoostedTrees, Forest, weighted_quantile
@@ -165,9 +166,8 @@ class Ensemble:
             part = getattr(self, name)
             arrays |= {f"{name}.{f.name}": getattr(part, f.name) for f in fields(part)}
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        scratch = folder / f"{ENSEMBLE}.writing"
-        save_file(arrays, scratch, metadata={"scores": json.dumps(self.scores)})
-        scratch.replace(folder / ENSEMBLE)
+        with replacing(folder / ENSEMBLE) as scratch:
+            save_file(arrays, scratch, metadata={"scores": json.dumps(self.scores)})
 
     @classmethod
     def load(cls, folder: Path) -> Ensemble:

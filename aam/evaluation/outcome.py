@@ -16,7 +16,7 @@ import sklearn
 
 from aam.baselines import fit_predict, reads_of
 from aam.data.dataset import PreparedDataset
-from aam.data.files import some
+from aam.data.files import replacing, some
 from aam.data.metadata import numeric_column, text_column
 from aam.evaluation.scores import Samples
 from aam.predict import Predictions, source_of
@@ -238,7 +238,6 @@ def _trained_baseline(name: str, outcome: Outcome, classes: tuple[str, ...], see
             jobs=-1,
         )
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = place.with_suffix(".part.npy")
-        np.save(scratch, said)
-        scratch.replace(place)
+        with replacing(place) as scratch:
+            np.save(scratch, said)
     return np.load(place)

@@ -72,6 +72,7 @@ def assess(
         What is to be known beside the scores.
     """
     weights = samples.weights(seed)
+    scored = {name: score(samples, list(runs.values()), weights, list(runs)) for name, runs in baselines.items()}
     said, others = list(model.values()), {name: list(runs.values()) for name, runs in baselines.items()}
     repeats = [repeat for repeat, _ in model]
     return Evaluation(
@@ -81,9 +82,9 @@ def assess(
         runs=list(model),
         seed_average=_seed_average(samples, model),
         network=score(samples, [*network], weights, repeats) if network else None,
-        baselines={name: score(samples, others[name], weights, [*runs]) for name, runs in baselines.items()},
+        baselines=scored,
         comparisons={name: compare(samples, said, runs, weights) for name, runs in others.items()},
-        caveats=[*caveats, *_of_depth(samples, others, weights)],
+        caveats=[*caveats, *_of_depth(samples, others, scored, weights)],
         notes=[*notes, *_notes(samples, baselines)],
         predictions=_predictions(samples, model, baselines),
     )
@@ -97,15 +98,17 @@ def _seed_average(samples: Samples, model: dict[tuple[int, int], np.ndarray]) ->
     return mean_scores([samples.scores(said) for said in means])
 
 
-def _of_depth(samples: Samples, baselines: dict[str, list[np.ndarray]], weights: np.ndarray) -> list[str]:
+def _of_depth(
+    samples: Samples, baselines: dict[str, list[np.ndarray]], scored: dict[str, Scores], weights: np.ndarray
+) -> list[str]:
     """Whether the target goes along with how deeply samples were sequenced."""
     if samples.units < LEAST_UNITS or "depth" not in baselines:
         return []
-    alone = mean_scores([samples.scores(said) for said in baselines["depth"]])
+    alone = scored["depth"].mean
     if samples.classes:
         # By macro-F1, guessing beats always saying the most frequent class.
         metric, guessing = "balanced_accuracy", 1 / len(np.unique(samples.truth))
-        low, _ = score(samples, baselines["depth"], weights).interval[metric]
+        low, _ = scored["depth"].interval[metric]
         is_told, than = low > guessing + 1e-9, f"guessing, which has {guessing:.4g}"
     else:
         metric = samples.main_metric
@@ -288,7 +291,10 @@ def _comparison_table(found: Evaluation) -> str:
 def _fold_table(found: Evaluation) -> str:
     names = list(found.model.fold_mean)
     lines = [f"| each fold by itself: mean (sd) | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for label, scores in _predictors(found).items():
-        of = {n: f"{scores.fold_mean[n]:.4g} ({scores.fold_spread[n]:.2g})" for n in scores.fold_mean}
+    for name, scores in _predictors(found).items():
+        label = "its network alone" if name == "network" else name
+        of = {n: f"{scores.fold_mean[n]:.4g} ({scores.fold_spread.get(n, 0):.2g})" for n in scores.fold_mean}
         lines.append(f"| {label} | {' | '.join(of.get(name, '-') for name in names)} |")
+    if lost := [name for name in found.model.mean if name not in names]:
+        lines.append(f"\nNot of single folds, as some have too few samples or classes for it: {', '.join(lost)}.")
     return "\n".join(lines)

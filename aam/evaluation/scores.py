@@ -98,10 +98,10 @@ class Scores:
     interval: dict[str, tuple[float, float]]
     """95 % over test samples, of the mean over the runs."""
     fold_mean: dict[str, float]
-    """Mean over folds, each scored by itself, as cross-validation is often told; of scores that all folds have. Empty
-    where there is one split."""
+    """Mean over folds, each scored by itself, as cross-validation is often told: of scores that all folds have, one of
+    too few samples or classes not. Empty where there is one split."""
     fold_spread: dict[str, float]
-    """Standard deviation over these."""
+    """Standard deviation over the folds of all repeats, of each the mean over the seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +132,10 @@ def score(samples: Samples, runs: list[np.ndarray], weights: np.ndarray, repeats
     """
     found = [samples.scores(said) for said in runs]
     mean = mean_scores(found)
-    single = [
-        samples.scores(said, samples.folds[repeat] == fold)
-        for said, repeat in (zip(runs, repeats, strict=True) if samples.folds else ())
-        for fold in np.unique(samples.folds[repeat])
-    ]
+    single = []
+    for repeat, folds in samples.folds.items():
+        of_seeds = [said for said, of in zip(runs, repeats, strict=True) if of == repeat]
+        single += [mean_scores([samples.scores(said, folds == fold) for said in of_seeds]) for fold in np.unique(folds)]
     fold_mean = mean_scores(single)
     return Scores(
         mean=mean,

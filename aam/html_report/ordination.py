@@ -106,8 +106,8 @@ def _dataset_with_tree(run: Run) -> tuple[PreparedDataset | None, str]:
     ]
     if tables[0] != tables[1]:  # its samples are others, even where their ids are the same
         return None, (
-            "Stage 1 was trained on another table, and its tree is of that table's ASVs: no true distances of these "
-            "samples are known here."
+            "Stage 1 was trained on another table, or other sequences, and its tree is of those: no true distances of "
+            "these samples are known here."
         )
     return prepared(run.base_record), "The encoder is stage 1's, frozen; the tree is the one that stage 1 was given."
 

@@ -44,7 +44,7 @@ def predictions(run: Run) -> Html:
     elif kept := len(run.split("test")):
         parts += [
             element("h3", f"Test: {kept} samples that were kept back"),
-            paragraph("Not shown: fewer than two of them have a known value, of a class that the model knows."),
+            paragraph("Not shown: fewer than two of them have a value of the target that the model could say."),
         ]
     return join(parts)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aam.data.files import replacing
 from aam.html_report import REPORT
 from aam.html_report.about import about, settings, subtitle_of, title_of, training
 from aam.html_report.importance import importance
@@ -45,9 +46,8 @@ def write_report(folder: Path, base_record: dict[str, Any] | None = None) -> Pat
         if run.target is not None or not of_stage_2
     ]
     path = folder / REPORT
-    scratch = path.with_suffix(".new")
-    scratch.write_text(page(title_of(run), subtitle_of(run), sections), encoding="utf-8")
-    scratch.replace(path)
+    with replacing(path) as scratch:
+        scratch.write_text(page(title_of(run), subtitle_of(run), sections), encoding="utf-8")
     return path
 
 

@@ -216,13 +216,14 @@ def _in_own_units(
 
 def _distances(loaded: Checkpoint) -> str:
     """What a model's embeddings say of UniFrac."""
-    if not _knows_unifrac(loaded.spec):
-        return "the base was trained without UniFrac, for which their distances do not stand"
     encoder = encoder_of(loaded.model)
     offset, scale = encoder.distance_offset.item(), encoder.distance_log_scale.exp().item()
+    is_untouched = (offset, scale) == (0, 1)  # as a new encoder has them; the first UniFrac changes both
+    if is_untouched or not _keeps_unifrac(loaded.spec):
+        return "the base was trained without UniFrac, for which their distances do not stand"
     return f"UniFrac of two samples is about {offset:.4g} + {scale:.4g} times their distance"
 
 
-def _knows_unifrac(spec: ModelSpec) -> bool:
-    """Whether the last training of the base was for UniFrac, the variance of which is 1 in no study."""
-    return spec.distance_variance != 1.0
+def _keeps_unifrac(spec: ModelSpec) -> bool:
+    """Whether the base is as it was, or was last trained for UniFrac, the variance of which is 1 in no study."""
+    return spec.freeze_base or spec.distance_variance != 1.0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from aam.config import PredictConfig
+from aam.data.files import replacing
 from aam.predict.job import Found, Predictions
+from aam.predict.table import sources
 
 
 def write_found(config: PredictConfig, found: Found) -> str:
@@ -34,8 +36,8 @@ def write_found(config: PredictConfig, found: Found) -> str:
     if config.output is not None and found.predictions is not None:
         lines.append(write_predictions(found.predictions, config.output))
     if config.embeddings is not None and found.embeddings is not None:
-        if config.output is None:
-            lines += _write_skipped(found.skipped, len(found.sample_ids), config.embeddings)
+        if config.output is None and found.skipped:
+            lines.append(_write_skipped(found.skipped, len(found.sample_ids), config.embeddings))
         write_vectors(config.embeddings, "SampleID", found.sample_ids, found.embeddings)
         lines.append(f"{len(found.sample_ids)} sample embeddings ({found.distances}): {config.embeddings}")
     if config.asv_embeddings is not None and found.asvs is not None:
@@ -45,32 +47,35 @@ def write_found(config: PredictConfig, found: Found) -> str:
     return "\n".join(lines)
 
 
-def check_writable(config: PredictConfig) -> None:
-    """Make the folders of all that is to be written, before what takes long.
+def check_outputs(config: PredictConfig, record: dict[str, Any] | None) -> None:
+    """Make the folders of all that is to be written, and see that it can be, before what takes long.
+
+    Parameters
+    ----------
+    config : PredictConfig
+        Where to.
+    record : dict, optional
+        `run.json` of the run, whose table is read where no other is given.
 
     Raises
     ------
     ValueError
-        Where one cannot be written to.
+        Where something cannot be written, or is read from.
     """
+    given = sources(config, record)
+    read = {path.resolve() for path in (given.table, given.metadata, given.sequences) if path is not None}
     for path in filter(None, (config.output, config.report, config.embeddings, config.asv_embeddings)):
+        if path.resolve() in read:
+            raise ValueError(f"{path}: is read from, and would be written over; give another name")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                with path.open("r+b"):
+                    pass
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except OSError as error:
             raise ValueError(f"{path}: cannot be written: {error}") from None
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside a path, to write to; it takes the path's place once it is whole."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_predictions(found: Predictions, output: Path) -> str:
@@ -88,29 +93,33 @@ def write_predictions(found: Predictions, output: Path) -> str:
     str
         What was written, in words.
     """
-    lines = []
+    lines, had_predictions = [], output.exists()
     name = "class_probabilities.tsv"
     # Other predictions in the same folder must not be written over.
     beside = output.with_name(name if output.name == "predictions.tsv" else f"{output.stem}.{name}")
-    if found.probabilities is None:
-        lines += _without_stale(beside)
-    else:
+    if found.probabilities is not None:
         _write(beside, ["SampleID", *found.target.classes], found.sample_ids, found.probabilities.tolist())
         lines.append(f"class probabilities: {beside}")
     others = np.empty((len(found.values), 0)) if found.beside is None else found.beside
     rows = [[value, *more] for value, more in zip(found.values, others.tolist(), strict=True)]
     _write(output, ["SampleID", "prediction", *found.target.beside], found.sample_ids, rows)
-    lines += _write_skipped(found.skipped, len(found.values), output)
+    if found.skipped:
+        lines.append(_write_skipped(found.skipped, len(found.values), output))
+    if had_predictions:
+        lines += [] if found.skipped else _without_stale(_skipped_beside(output))
+        lines += [] if found.probabilities is not None else _without_stale(beside)
     return "\n".join([*lines, f"{len(found.values)} predictions of {found.target.column}: {output}"])
 
 
-def _write_skipped(skipped: dict[str, str], done: int, output: Path) -> list[str]:
-    beside = output.with_name(f"{output.stem}.skipped.tsv")
-    if not skipped:
-        return _without_stale(beside)
+def _skipped_beside(output: Path) -> Path:
+    return output.with_name(f"{output.stem}.skipped.tsv")
+
+
+def _write_skipped(skipped: dict[str, str], done: int, output: Path) -> str:
+    beside = _skipped_beside(output)
     _write(beside, ["SampleID", "reason"], list(skipped), [[reason] for reason in skipped.values()])
     total = len(skipped) + done
-    return [f"{len(skipped)} of {total} samples could not be predicted, with the reasons: {beside}"]
+    return f"{len(skipped)} of {total} samples could not be predicted, with the reasons: {beside}"
 
 
 def _without_stale(path: Path) -> list[str]:
@@ -136,7 +145,7 @@ def write_vectors(path: Path, index: str, names: Sequence[str], vectors: np.ndar
     """
     frame = pd.DataFrame(vectors, columns=[f"e{d}" for d in range(vectors.shape[1])])
     frame.insert(0, index, np.asarray(names, dtype=object))
-    with _replacing(path) as part:
+    with replacing(path) as part:
         if path.suffix == ".parquet":
             frame.to_parquet(part, index=False)
         else:
@@ -144,7 +153,7 @@ def write_vectors(path: Path, index: str, names: Sequence[str], vectors: np.ndar
 
 
 def _write(path: Path, header: list[str], sample_ids: list[str], rows: list[list]) -> None:
-    with _replacing(path) as part, part.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(header)
         writer.writerows([sample, *row] for sample, row in zip(sample_ids, rows, strict=True))

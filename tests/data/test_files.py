@@ -1,6 +1,7 @@
 """Files of the wrong kind, artifacts, trees and FASTA."""
 
 import gzip
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from source_files import UUID, a_table, fault, write_hdf5, write_json, write_qza
 
+from aam.data.files import replacing
 from aam.data.sources import content_hash, read_newick, read_sequences, read_table
 
 
@@ -162,3 +164,29 @@ def test_content_hash_is_that_of_the_bytes(tmp_path):
     path.write_bytes(b"abc")
     assert content_hash(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert "a directory" in fault(content_hash, tmp_path)
+
+
+def test_a_file_is_replaced_once_it_is_whole_and_what_it_was_stays_so(tmp_path):
+    path, link, pipe = tmp_path / "a.tsv", tmp_path / "link.tsv", tmp_path / "pipe"
+    path.write_text("old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with replacing(link) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+    def half() -> None:
+        with replacing(path) as part:
+            part.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half()
+    assert path.read_text() == "new"
+    os.mkfifo(pipe)
+    with replacing(pipe) as part:
+        assert part == pipe
+    assert {*tmp_path.iterdir()} == {path, link, pipe}
