@@ -286,3 +286,11 @@ def test_samples_shallower_than_all_in_training_are_counted_where_all_reads_coun
     found = what_is_new(plan.dataset, order, record)
     assert any(note.startswith(said) for note in found) == (depth == 0)
     assert len(what_is_new(plan.dataset, order[5:], record)) == 1
+    # An ensemble learns from the validation samples too.
+    record["split"] |= {"train": order[6:], "val": order[5:6]}
+    assert what_is_new(plan.dataset, order[5:6], record)[0].endswith("are in no training sample")
+    record["config"]["loss"]["ensemble"] = True
+    assert what_is_new(plan.dataset, order[5:], record)[0].startswith("0 of ")
+    assert any("than any training or validation sample" in n for n in what_is_new(plan.dataset, order, record)) == (
+        depth == 0
+    )

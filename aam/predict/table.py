@@ -81,7 +81,7 @@ def _wanted(config: PredictConfig, dataset: PreparedDataset, record: dict[str, A
 
 
 def what_is_new(dataset: PreparedDataset, sample_ids: Iterable[str], record: dict[str, Any] | None) -> list[str]:
-    """Say how much of the samples the training samples did not have, and what that may be due to.
+    """Say how much of the samples the model has not learned from, and what that may be due to.
 
     Parameters
     ----------
@@ -97,13 +97,14 @@ def what_is_new(dataset: PreparedDataset, sample_ids: Iterable[str], record: dic
         missing = "no run.json beside the checkpoint" if folder is None else f"the run's dataset {folder} is gone"
         return [f"how many of these ASVs the model was trained on cannot be told: {missing}"]
     training = PreparedDataset(folder)
-    seen = _total_reads(training, record["split"]["train"]) > 0
+    learned, of_them = _learned_from(record)
+    seen = _total_reads(training, learned) > 0
     trained = {training.sequences[i] for i in np.flatnonzero(seen)}
     reads = _total_reads(dataset, sample_ids)
     here = np.flatnonzero(reads)
     new = [i for i in here if dataset.sequences[i] not in trained]
     share = reads[new].sum() / reads.sum()
-    found = f"{len(new)} of {len(here)} ASVs ({share:.2%} of the reads) are in no training sample"
+    found = f"{len(new)} of {len(here)} ASVs ({share:.2%} of the reads) are in no {of_them}"
     if {*training.sequences}.isdisjoint(dataset.sequences):
         lengths = [int(np.median(of.lengths)) - 1 for of in (dataset, training)]
         cause = "another primer region or trim length" if lengths[0] != lengths[1] else "another region, or strand"
@@ -114,20 +115,27 @@ def what_is_new(dataset: PreparedDataset, sample_ids: Iterable[str], record: dic
     return [found, *_depths(dataset, sample_ids, training, record)]
 
 
+def _learned_from(record: dict[str, Any]) -> tuple[list[str], str]:
+    """Samples that a model learned from, and what they are: an ensemble learns from those of validation too."""
+    split = record["split"]
+    if record["config"]["loss"].get("ensemble"):
+        return [*split["train"], *split["val"]], "training or validation sample"
+    return split["train"], "training sample"
+
+
 def _depths(
     dataset: PreparedDataset, sample_ids: Iterable[str], training: PreparedDataset, record: dict[str, Any]
 ) -> list[str]:
     """Say what samples are shallower than all that the model was trained on, where it reads all reads of each."""
     if record["spec"]["contract"]["rarefy_depth"]:
         return []
-    least = training.depths[[training.row[s] for s in record["split"]["train"]]].min()
+    learned, of_them = _learned_from(record)
+    least = training.depths[[training.row[s] for s in learned]].min()
     depths = dataset.depths[[dataset.row[s] for s in sample_ids]]
     shallow = int((depths < least).sum())
     if not shallow:
         return []
-    return [
-        f"{shallow} of {len(depths)} samples have fewer reads than any training sample ({least}): predicted with care"
-    ]
+    return [f"{shallow} of {len(depths)} samples have fewer reads than any {of_them} ({least}): predicted with care"]
 
 
 def _total_reads(dataset: PreparedDataset, sample_ids: Iterable[str]) -> np.ndarray:
