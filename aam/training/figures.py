@@ -64,8 +64,9 @@ def draw(figure: Figure) -> np.ndarray:
 
 
 def shorten(name: str, most: int = 24) -> str:
-    """A name that fits into a picture."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A name that fits into a picture: its two ends, as what tells taxa apart stands last."""
+    first = most // 3
+    return name if len(name) <= most else f"{name[:first]}…{name[first + 1 - most :]}"
 
 
 def _new_figure() -> tuple[Figure, Axes]:

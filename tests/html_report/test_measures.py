@@ -167,12 +167,15 @@ def test_columns_are_chosen_by_what_they_explain():
 
 
 def test_a_legend_has_all_classes_and_leaves_room_for_the_points():
-    names = ["_a", "$1_$2", "b\x0bc", "k__" + "x" * 40, "k__" + "x" * 41, *(f"class number {n}" for n in range(7))]
+    taxa = [f"k__Bacteria; p__Firmicutes; c__{name}" for name in ("Bacilli", "Clostridia")]
+    names = ["_a", "$1_$2", "b\x0bc", *taxa, *(f"class number {n}" for n in range(7))]
     values = np.array([*names, None] * 3, dtype=object)
     picture = ordination(np.random.default_rng(0).normal(size=(len(values), 2)), np.array([0.5, 0.1]), values, "of\x00")
     svg = ElementTree.fromstring(picture)
     shown = ["".join(text.itertext()) for text in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert sorted(shown[shown.index("no value") + 1 :]) == sorted(shorten(n).replace("\x0b", "\ufffd") for n in names)
+    assert len({shorten(name) for name in taxa}) == 2
+    assert max(map(len, shown)) <= 24
     width, height = map(float, svg.attrib["viewBox"].split()[2:])
     [ground] = [g for g in svg.iter("{http://www.w3.org/2000/svg}g") if g.get("id", "").endswith("patch_2")]
     x = [float(value) for value in re.findall(r"[ML] (\S+) ", ground[0].attrib["d"])]
