@@ -1,6 +1,7 @@
 """What a model has to beat: simple models of scikit-learn on the same samples, at fixed settings.
 
-None is tuned, none reads sequences or the tree, and all take the reads of the whole table, unrarefied.
+None is tuned, none reads sequences or the tree, and all take the reads of the whole table, unrarefied, unless they are
+to have what a model sees.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from aam.config import Baseline
+from aam.config import Baseline, DataContract
 from aam.data.composition import centred_log_ratios
 from aam.data.dataset import PreparedDataset
+from aam.data.draw import FIXED_DRAW, draw_sample
 from aam.ensemble.trees import shared_leaves, weighted_quantile
 
 _OF_NUMBERS = {"mean", "median", "ridge", "random_forest_third", "random_forest_median"}
@@ -45,13 +47,27 @@ def baseline_names(*, classifier: bool) -> tuple[str, ...]:
     return tuple(name for name in get_args(Baseline) if name not in (_OF_NUMBERS if classifier else _OF_CLASSES))
 
 
-def reads_of(dataset: PreparedDataset, sample_ids: Sequence[str]) -> sparse.csr_array:
-    """Reads of samples, unrarefied: int64 [n, ASVs]."""
+def reads_of(
+    dataset: PreparedDataset, sample_ids: Sequence[str], contract: DataContract | None = None
+) -> sparse.csr_array:
+    """Reads of samples: int64 [n, ASVs].
+
+    Parameters
+    ----------
+    dataset : PreparedDataset
+        Holds the samples.
+    sample_ids : sequence of str
+        Which of them.
+    contract : DataContract, optional
+        How a model draws them, to have the reads that it sees in validation and prediction; all reads without.
+    """
     cells = [dataset.sample(dataset.row[sample]) for sample in sample_ids]
+    if contract is not None:
+        cells = [draw_sample(*cell, s, contract, FIXED_DRAW) for cell, s in zip(cells, sample_ids, strict=True)]
     # Trees take 32-bit indices only.
     offsets = np.cumsum([0, *(len(asvs) for asvs, _ in cells)], dtype=np.int32)
     asvs, reads = (np.concatenate(parts) for parts in zip(*cells, strict=True))
-    return sparse.csr_array((reads, asvs, offsets), shape=(len(cells), len(dataset.sequences)))
+    return sparse.csr_array((reads.astype(np.int64), asvs, offsets), shape=(len(cells), len(dataset.sequences)))
 
 
 def fit_predict(

@@ -638,6 +638,9 @@ class EvaluateConfig:
     label_fraction: float = 1.0
     """Share of the training samples, and of the validation samples, whose target stage 2 and the baselines may use,
     drawn by --seed; stage 1 has all of both. For learning curves."""
+    rarefied_baselines: bool = False
+    """Baselines read what the model sees of each sample, --rarefy-depth reads, in place of all reads: for a target that
+    goes along with how deeply samples were sequenced."""
     skip_baselines: tuple[Baseline, ...] = ()
     """Baselines to do without; gradient_boosting may take minutes."""
     pretrain_flags: str = ""

@@ -18,8 +18,10 @@ from sklearn.metrics import accuracy_score, mean_absolute_error
 from sklearn.preprocessing import StandardScaler
 
 from aam.baselines import RIDGE_PENALTIES, baseline_names, fit_predict, reads_of
-from aam.config import DataConfig
+from aam.config import DataConfig, DataContract
+from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
+from aam.data.draw import FIXED_DRAW
 from aam.data.prepare import prepare
 from aam.data.sources import read_table
 
@@ -50,6 +52,20 @@ def test_reads_are_those_of_the_table(dataset, synthetic_folder):
     at = [table.sequences.index(sequence) for sequence in dataset.sequences]
     counts = table.counts.toarray()[5:2:-1][:, at]
     np.testing.assert_array_equal(reads_of(dataset, ids).toarray(), counts)
+
+
+def test_reads_that_a_model_sees_are_those_of_its_draws(dataset):
+    contract = DataContract(max_bp=150, rarefy_depth=200, token_limit=2000, seed=3)
+    deep = [s for s in dataset.sample_ids if dataset.depths[dataset.row[s]] >= 200][::-1]
+    found = reads_of(dataset, deep, contract)
+    assert set(found.sum(axis=1).tolist()) == {200}
+    plan = BatchPlan(dataset=dataset, sample_ids=deep, contract=contract, batch_size=len(deep))
+    batch = EpochBatches(plan, FIXED_DRAW)[0]
+    for row, sample in enumerate(batch.sample_ids):
+        seen = np.zeros(found.shape[1])
+        mask = batch.slot_mask[row]
+        seen[batch.asvs[batch.slot[row][mask]]] = batch.log_abundance[row][mask].exp() * 200
+        np.testing.assert_allclose(found[[deep.index(sample)]].toarray()[0], seen, atol=1e-3)
 
 
 def features(halves, name: str) -> list:

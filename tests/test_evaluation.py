@@ -410,6 +410,14 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
         assert low < scores["mae"] < high
         against = scores["model_minus_baseline"]["difference"]
         assert against == pytest.approx(found["model"]["mae"] - scores["mae"])
+    run_here("evaluate.py", *flags, "random_forest_median", "--rarefied-baselines")
+    rarefied = json.loads((tmp_path / "s.json").read_text())
+    reads = [reads_of(plan.dataset, ids, plan.spec.contract) for ids in (labelled, table.index)]
+    direct = fit_predict("ridge", reads[0], numbers_of, reads[1])
+    assert rarefied["baselines"]["ridge"]["mae"] == pytest.approx(regression_metrics(truth[table.index], direct)["mae"])
+    assert rarefied["baselines"]["ridge"]["mae"] != found["baselines"]["ridge"]["mae"]
+    assert any("fixed settings, the 200 reads of each sample that the model sees" in n for n in rarefied["notes"])
+    run_here("evaluate.py", *flags)
     of_base = json.loads((tmp_path / "1" / "run.json").read_text())["split"]
     seen = len({*of_base["train"], *of_base["val"]} & set(plan.split.test))
     assert seen > 0

@@ -72,14 +72,17 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     target, group_column = outcomes[0].found.target, _group_column(config, outcomes[0])
     samples, notes = scored_samples(outcomes, group_column)
     names = [n for n in baseline_names(classifier=bool(target.classes)) if n not in config.skip_baselines]
-    seed, kept = config.loop.seed, config.output_dir / "baselines"
+    seed, contract = config.loop.seed, outcomes[0].contract
+    of_baselines = {"seed": seed, "folder": config.output_dir / "baselines", "rarefied": config.rarefied_baselines}
+    depth = contract.rarefy_depth if config.rarefied_baselines and contract is not None else 0
     return assess(
         target.column,
         samples,
         model_runs(samples, outcomes),
-        {name: baseline_runs(samples, outcomes, name, seed=seed, folder=kept) for name in names},
+        {name: baseline_runs(samples, outcomes, name, **of_baselines) for name in names},
         network=network_runs(samples, outcomes),
         seed=seed,
+        reads=f"the {depth} reads of each sample that the model sees" if depth else "all reads",
         caveats=caveats(outcomes, group_column),
         notes=[
             what_was_done(outcomes, config.folds, config.repeats),
@@ -200,6 +203,7 @@ def _outcome(
         alone=alone,
         member_weights=weights,
         weighed_by=weighed_by,
+        contract=loaded.spec.contract,
         unknown=[note for note in everything.notes if note not in record["notes"]],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 import sklearn
 
 from aam.baselines import fit_predict, reads_of
+from aam.config import DataContract
 from aam.data.dataset import PreparedDataset
 from aam.data.files import replacing, some
 from aam.data.metadata import numeric_column, text_column
@@ -40,6 +41,8 @@ class Outcome:
     """What each member of the ensemble counts."""
     weighed_by: int = 0
     """Samples that these were weighed by."""
+    contract: DataContract | None = None
+    """How it draws samples."""
     unknown: list[str] = field(default_factory=list)
     """What of the test samples the model has never seen, in words."""
 
@@ -168,7 +171,7 @@ def network_runs(samples: Samples, outcomes: Sequence[Outcome]) -> list[np.ndarr
 
 
 def baseline_runs(
-    samples: Samples, outcomes: Sequence[Outcome], name: str, *, seed: int, folder: Path
+    samples: Samples, outcomes: Sequence[Outcome], name: str, *, seed: int, folder: Path, rarefied: bool = False
 ) -> dict[int, np.ndarray]:
     """What a baseline says in each repeat, trained on the training and validation samples of the models.
 
@@ -184,12 +187,14 @@ def baseline_runs(
         Of the baseline.
     folder : Path
         Keeps what was computed before.
+    rarefied : bool
+        Whether it reads what the model sees, in place of all reads.
     """
     splits = {(outcome.repeat, outcome.fold): outcome for outcome in outcomes}
     return _joined(
         samples,
         list(splits.values()),
-        lambda outcome: _trained_baseline(name, outcome, samples.classes, seed, folder),
+        lambda outcome: _trained_baseline(name, outcome, samples.classes, seed, folder, rarefied=rarefied),
         lambda outcome: outcome.repeat,
     )
 
@@ -214,7 +219,9 @@ def _said(found: Predictions, classes: tuple[str, ...]) -> np.ndarray:
     return wide
 
 
-def _trained_baseline(name: str, outcome: Outcome, classes: tuple[str, ...], seed: int, folder: Path) -> np.ndarray:
+def _trained_baseline(
+    name: str, outcome: Outcome, classes: tuple[str, ...], seed: int, folder: Path, *, rarefied: bool
+) -> np.ndarray:
     """What a baseline says of the test samples of a run; kept, as boosting may take minutes."""
     # The models have had both: an ensemble learns from the validation samples, a network's epoch is chosen by them.
     train = [sample for part in ("train", "val") for sample in outcome.record["split"][part]]
@@ -223,15 +230,17 @@ def _trained_baseline(name: str, outcome: Outcome, classes: tuple[str, ...], see
     values = [truth[sample] for sample in train]
     balanced = bool(outcome.found.target.class_weights)
     key = [name, seed, balanced, sklearn.__version__, dataset.folder.name, train, values, test, classes]
+    contract = outcome.contract if rarefied else None
+    key += [] if contract is None else [asdict(contract)]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     place = folder / f"{name}-{digest}.npy"
     if not place.exists():
         print(f"baseline {name}: {len(train)} samples to train on", flush=True)
         said = fit_predict(
             name,
-            reads_of(dataset, train),
+            reads_of(dataset, train, contract),
             np.array(values),
-            reads_of(dataset, test),
+            reads_of(dataset, test, contract),
             classes=classes,
             balanced=balanced,
             seed=seed,

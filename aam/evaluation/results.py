@@ -49,6 +49,7 @@ def assess(
     *,
     network: Sequence[np.ndarray] = (),
     seed: int,
+    reads: str = "all reads",
     caveats: list[str],
     notes: list[str],
 ) -> Evaluation:
@@ -68,6 +69,8 @@ def assess(
         What the network of each run says alone, where the model is an ensemble.
     seed : int
         Of the bootstrap.
+    reads : str
+        What the baselines have of each sample.
     caveats, notes : list of str
         What is to be known beside the scores.
     """
@@ -85,7 +88,7 @@ def assess(
         baselines=scored,
         comparisons={name: compare(samples, said, runs, weights) for name, runs in others.items()},
         caveats=[*caveats, *_of_depth(samples, others, scored, weights)],
-        notes=[*notes, *_notes(samples, baselines)],
+        notes=[*notes, *_notes(samples, baselines, reads)],
         predictions=_predictions(samples, model, baselines),
     )
 
@@ -120,7 +123,7 @@ def _of_depth(
     return [
         f"SEQUENCING DEPTH alone, the number of reads of a sample, has {metric} {alone[metric]:.4g}, better than "
         f"{than}: what is found in unrarefied reads may be the sequencing, not the microbes. With --rarefy-depth N the "
-        "model sees the same number of reads of each sample"
+        "model sees the same number of reads of each sample, and with --rarefied-baselines they do"
     ]
 
 
@@ -132,7 +135,7 @@ def _verdict(samples: Samples, found: Comparison) -> str:
     return "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "not told apart"
 
 
-def _notes(samples: Samples, baselines: Collection[str]) -> list[str]:
+def _notes(samples: Samples, baselines: Collection[str], reads: str) -> list[str]:
     what = "samples" if samples.groups is None else "groups"
     over = what if samples.groups is None else f"groups ({samples.units})"
     lines = [f"in brackets: 95 % bootstrap interval over test {over}, {RESAMPLES} resamples; not over training"]
@@ -140,7 +143,7 @@ def _notes(samples: Samples, baselines: Collection[str]) -> list[str]:
         lines.append(f"{samples.units} {what} only: the intervals are too narrow, and a difference means little")
     if baselines:
         lines.append(
-            "the baselines are not tuned: fixed settings, all reads; random forests on the shares of all ASVs, the "
+            f"the baselines are not tuned: fixed settings, {reads}; random forests on the shares of all ASVs, the "
             f"others on the {TOP_FEATURES} most prevalent; classes weigh as the model's do. They were trained on the "
             "training and the validation samples, which the model has had both: a network chooses its best epoch by "
             "the latter, and the other members of an ensemble learn from them"
