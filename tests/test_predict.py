@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,8 @@ def test_nothing_to_write_and_strange_files_are_refused(tmp_path):
     table.symlink_to(tmp_path / "file")
     with pytest.raises(ValueError, match=r"file: is read from, and would be written over"):
         check_outputs(PredictConfig(checkpoint="x", table=table, output=tmp_path / "file"), None)
+    os.mkfifo(tmp_path / "pipe")
+    check_outputs(PredictConfig(checkpoint="x", table=table, output=tmp_path / "pipe"), None)
     with pytest.raises(ValueError, match=r"--asv-embeddings e.csv: the name must end with .tsv or .parquet"):
         PredictConfig(checkpoint="x", asv_embeddings=Path("e.csv"))
 

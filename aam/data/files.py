@@ -117,13 +117,22 @@ def read_member(path: Path, name: str, types: Sequence[str]) -> bytes:
         raise ValueError(f"{path}: damaged zip archive ({error}): copy or download it again") from error
 
 
+def is_special(path: Path) -> bool:
+    """Whether a path leads to a pipe or a device: /dev/stdout, say, the target of whose link need not exist."""
+    return path.exists() and not path.is_file()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of one of that name once it is whole; a pipe is written to itself."""
-    path = path.resolve()  # a link stays, and what it leads to is replaced
-    if path.exists() and not path.is_file():
+    """A file to write to, which takes the place of one of that name once it is whole; its folder is made.
+
+    What is there and no file, a pipe or a device, is written to itself.
+    """
+    if is_special(path):
         yield path
         return
+    path = path.resolve()  # a link stays, and what it leads to is replaced
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield part

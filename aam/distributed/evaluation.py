@@ -72,9 +72,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     target, group_column = outcomes[0].found.target, _group_column(config, outcomes[0])
     samples, notes = scored_samples(outcomes, group_column)
     names = [n for n in baseline_names(classifier=bool(target.classes)) if n not in config.skip_baselines]
-    seed, contract = config.loop.seed, outcomes[0].contract
-    of_baselines = {"seed": seed, "folder": config.output_dir / "baselines", "rarefied": config.rarefied_baselines}
-    depth = contract.rarefy_depth if config.rarefied_baselines and contract is not None else 0
+    seed, rarefied = config.loop.seed, config.rarefied_baselines
+    of_baselines = {"seed": seed, "folder": config.output_dir / "baselines", "rarefied": rarefied}
+    depth = outcomes[0].contract.rarefy_depth if rarefied else 0
     return assess(
         target.column,
         samples,
@@ -203,7 +203,6 @@ def _outcome(
         alone=alone,
         member_weights=weights,
         weighed_by=weighed_by,
-        contract=loaded.spec.contract,
         unknown=[note for note in everything.notes if note not in record["notes"]],
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from aam.config import is_uri
+from aam.data.files import replacing
 from aam.data.prepare import default_cache
 from aam.training.checkpoint import replace_directory
 
@@ -142,12 +143,13 @@ def download(location: str, folder: Path, *, wanted: Callable[[str], bool] = lam
             have = target.stat()
             if have.st_size == info.size and have.st_mtime_ns >= (info.mtime_ns or 0):
                 continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.new")
-        with filesystem.open_input_stream(info.path) as source, scratch.open("wb") as sink:
+        with (
+            replacing(target) as scratch,
+            filesystem.open_input_stream(info.path) as source,
+            scratch.open("wb") as sink,
+        ):
             while block := source.read(1 << 22):
                 sink.write(block)
-        scratch.replace(target)
 
 
 def fetch(location: str | Path) -> Path:

@@ -41,10 +41,13 @@ class Outcome:
     """What each member of the ensemble counts."""
     weighed_by: int = 0
     """Samples that these were weighed by."""
-    contract: DataContract | None = None
-    """How it draws samples."""
     unknown: list[str] = field(default_factory=list)
     """What of the test samples the model has never seen, in words."""
+
+    @property
+    def contract(self) -> DataContract:
+        """How the run draws samples."""
+        return DataContract(**self.record["spec"]["contract"])
 
     def truth(self, sample_ids: Sequence[str]) -> dict[str, Any]:
         """Target of those samples that have one."""
@@ -246,7 +249,6 @@ def _trained_baseline(
             seed=seed,
             jobs=-1,
         )
-        folder.mkdir(parents=True, exist_ok=True)
         with replacing(place) as scratch:
             np.save(scratch, said)
     return np.load(place)

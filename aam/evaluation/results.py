@@ -75,8 +75,8 @@ def assess(
         What is to be known beside the scores.
     """
     weights = samples.weights(seed)
-    scored = {name: score(samples, list(runs.values()), weights, list(runs)) for name, runs in baselines.items()}
     said, others = list(model.values()), {name: list(runs.values()) for name, runs in baselines.items()}
+    scored = {name: score(samples, others[name], weights, list(runs)) for name, runs in baselines.items()}
     repeats = [repeat for repeat, _ in model]
     return Evaluation(
         column=column,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from aam.config import PredictConfig
-from aam.data.files import replacing
+from aam.data.files import is_special, replacing
 from aam.predict.job import Found, Predictions
 from aam.predict.table import sources
 
@@ -68,12 +69,13 @@ def check_outputs(config: PredictConfig, record: dict[str, Any] | None) -> None:
         if path.resolve() in read:
             raise ValueError(f"{path}: is read from, and would be written over; give another name")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                with path.open("r+b"):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise PermissionError("it must not be changed")
+            if not is_special(path):
+                folder = path.resolve().parent
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
                     pass
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
         except OSError as error:
             raise ValueError(f"{path}: cannot be written: {error}") from None
 

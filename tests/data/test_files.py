@@ -190,3 +190,12 @@ def test_a_file_is_replaced_once_it_is_whole_and_what_it_was_stays_so(tmp_path):
     with replacing(pipe) as part:
         assert part == pipe
     assert {*tmp_path.iterdir()} == {path, link, pipe}
+    reader, writer = os.pipe()  # as /dev/stdout may be: its link leads to no file
+    with replacing(Path(f"/dev/fd/{writer}")) as part:
+        part.write_text("said")
+    os.close(writer)
+    with open(reader) as file:
+        assert file.read() == "said"
+    with replacing(tmp_path / "new" / "folder" / "b.tsv") as part:
+        part.write_text("new")
+    assert (tmp_path / "new" / "folder" / "b.tsv").read_text() == "new"
