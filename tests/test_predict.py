@@ -178,6 +178,12 @@ def test_nothing_to_write_and_strange_files_are_refused(tmp_path):
     table.symlink_to(tmp_path / "file")
     with pytest.raises(ValueError, match=r"file: is read from, and would be written over"):
         check_outputs(PredictConfig(checkpoint="x", table=table, output=tmp_path / "file"), None)
+    probabilities = tmp_path / "class_probabilities.tsv"
+    with pytest.raises(ValueError, match=r"class_probabilities.tsv: what belongs to .*/predictions.tsv goes there"):
+        check_outputs(
+            PredictConfig(checkpoint="x", table=table, output=tmp_path / "predictions.tsv", embeddings=probabilities),
+            None,
+        )
     os.mkfifo(tmp_path / "pipe")
     check_outputs(PredictConfig(checkpoint="x", table=table, output=tmp_path / "pipe"), None)
     with pytest.raises(ValueError, match=r"--asv-embeddings e.csv: the name must end with .tsv or .parquet"):
@@ -201,6 +207,13 @@ def test_nothing_of_earlier_predictions_stays_and_no_half_file_takes_their_place
     text = write_found(asked, replace(found, predictions=replace(found.predictions, skipped={})))
     assert {*tmp_path.iterdir()} == {asked.output}
     assert all(f"removed, of earlier predictions: {path}" in text for path in beside)
+
+    with open(os.devnull, "w") as null:
+        nowhere = Path(f"/dev/fd/{null.fileno()}")
+        text = write_found(replace(asked, output=nowhere), replace(found, predictions=of_classes))
+    assert "class probabilities: not written" in text
+    assert f"1 of {len(found.sample_ids) + 1} samples could not be predicted:\n  s: no reads" in text
+    assert {*tmp_path.iterdir()} == {asked.output}
 
     before = asked.output.read_text()
 

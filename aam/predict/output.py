@@ -65,9 +65,15 @@ def check_outputs(config: PredictConfig, record: dict[str, Any] | None) -> None:
     """
     given = sources(config, record)
     read = {path.resolve() for path in (given.table, given.metadata, given.sequences) if path is not None}
-    for path in filter(None, (config.output, config.report, config.embeddings, config.asv_embeddings)):
+    named = [path for path in (config.output, config.report, config.embeddings, config.asv_embeddings) if path]
+    tables = config.output or config.embeddings
+    beside = () if tables is None or is_special(tables) else (_probabilities_beside(tables), _skipped_beside(tables))
+    for path in (*named, *beside):
         if path.resolve() in read:
             raise ValueError(f"{path}: is read from, and would be written over; give another name")
+    for path in named:
+        if path.resolve() in {other.resolve() for other in beside}:
+            raise ValueError(f"{path}: what belongs to {tables} goes there; give another name")
         try:
             if path.exists() and not os.access(path, os.W_OK):
                 raise PermissionError("it must not be changed")
@@ -96,10 +102,10 @@ def write_predictions(found: Predictions, output: Path) -> str:
         What was written, in words.
     """
     lines, had_predictions = [], output.exists()
-    name = "class_probabilities.tsv"
-    # Other predictions in the same folder must not be written over.
-    beside = output.with_name(name if output.name == "predictions.tsv" else f"{output.stem}.{name}")
-    if found.probabilities is not None:
+    beside = _probabilities_beside(output)
+    if found.probabilities is not None and is_special(output):
+        lines.append(f"class probabilities: not written, as nothing can lie beside {output}; give --output a file")
+    elif found.probabilities is not None:
         _write(beside, ["SampleID", *found.target.classes], found.sample_ids, found.probabilities.tolist())
         lines.append(f"class probabilities: {beside}")
     others = np.empty((len(found.values), 0)) if found.beside is None else found.beside
@@ -107,10 +113,16 @@ def write_predictions(found: Predictions, output: Path) -> str:
     _write(output, ["SampleID", "prediction", *found.target.beside], found.sample_ids, rows)
     if found.skipped:
         lines.append(_write_skipped(found.skipped, len(found.values), output))
-    if had_predictions:
+    if had_predictions and not is_special(output):
         lines += [] if found.skipped else _without_stale(_skipped_beside(output))
         lines += [] if found.probabilities is not None else _without_stale(beside)
     return "\n".join([*lines, f"{len(found.values)} predictions of {found.target.column}: {output}"])
+
+
+def _probabilities_beside(output: Path) -> Path:
+    name = "class_probabilities.tsv"
+    # Other predictions in the same folder must not be written over.
+    return output.with_name(name if output.name == "predictions.tsv" else f"{output.stem}.{name}")
 
 
 def _skipped_beside(output: Path) -> Path:
@@ -118,10 +130,12 @@ def _skipped_beside(output: Path) -> Path:
 
 
 def _write_skipped(skipped: dict[str, str], done: int, output: Path) -> str:
+    counted = f"{len(skipped)} of {len(skipped) + done} samples could not be predicted"
+    if is_special(output):
+        return "\n".join([f"{counted}:", *(f"  {sample}: {reason}" for sample, reason in skipped.items())])
     beside = _skipped_beside(output)
     _write(beside, ["SampleID", "reason"], list(skipped), [[reason] for reason in skipped.values()])
-    total = len(skipped) + done
-    return f"{len(skipped)} of {total} samples could not be predicted, with the reasons: {beside}"
+    return f"{counted}, with the reasons: {beside}"
 
 
 def _without_stale(path: Path) -> list[str]:
