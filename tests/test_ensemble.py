@@ -195,6 +195,10 @@ def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
         assert found[i] == pytest.approx(targets[i] - centred[i] @ slope)
 
 
+def seeds_of_boosting(seed: int) -> list[int]:
+    return np.random.SeedSequence(seed).generate_state(members.BOOSTINGS).tolist()
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_boosted_trees_as_arrays_have_the_probabilities_of_scikit_learn_s(classes):
     rng = np.random.default_rng(11)
@@ -203,11 +207,16 @@ def test_boosted_trees_as_arrays_have_the_probabilities_of_scikit_learn_s(classe
     target = Target(column="y", classes=tuple("abc"[:classes]), loss="cross_entropy", class_weights=balance)
     after = members._fit_boosting(features, targets, target, seed=3)
     for ours, rounds in zip(after, members.ROUNDS, strict=True):
-        theirs = HistGradientBoostingClassifier(
-            **members.BOOSTING, max_iter=rounds, random_state=3, class_weight=dict(enumerate(balance))
-        ).fit(features, targets)
-        np.testing.assert_allclose(softmax(ours.outputs(new), axis=1), theirs.predict_proba(new), atol=1e-12)
+        scores = []
+        for seed in seeds_of_boosting(3):
+            theirs = HistGradientBoostingClassifier(
+                **members.BOOSTING, max_iter=rounds, random_state=seed, class_weight=dict(enumerate(balance))
+            ).fit(features, targets)
+            own = theirs.decision_function(new)
+            scores.append(np.stack([0 * own, own], axis=1) if classes == 2 else own)
+        np.testing.assert_allclose(ours.outputs(new), np.mean(scores, axis=0), atol=1e-12)
     assert np.ptp(theirs.predict_proba(new)) > 0.5, "it learned something"
+    assert np.ptp(scores, axis=0).max() > 0.1, "the seeds say the same"
 
 
 @pytest.mark.parametrize("quantiles", [(), (0.1, 0.5, 0.9)])
@@ -221,10 +230,13 @@ def test_boosted_trees_as_arrays_have_the_quantiles_of_scikit_learn_s(quantiles)
         said = ours.outputs(new)
         assert said.shape == (30, target.outputs)
         for output, quantile in zip(said.T, quantiles or (0.5,), strict=True):
-            theirs = HistGradientBoostingRegressor(
-                **members.BOOSTING, max_iter=rounds, loss="quantile", quantile=quantile, random_state=3
-            ).fit(features, targets)
-            np.testing.assert_allclose(output, theirs.predict(new), atol=1e-12)
+            theirs = [
+                HistGradientBoostingRegressor(
+                    **members.BOOSTING, max_iter=rounds, loss="quantile", quantile=quantile, random_state=seed
+                ).fit(features, targets)
+                for seed in seeds_of_boosting(3)
+            ]
+            np.testing.assert_allclose(output, np.mean([of.predict(new) for of in theirs], axis=0), atol=1e-12)
 
 
 def test_probabilities_are_averaged_and_numbers_as_the_model_learns_them():
@@ -258,6 +270,12 @@ def test_of_the_candidates_of_a_member_the_one_with_the_least_loss_speaks():
     assert fit.weigh(said, codes, np.arange(200), CLASSES).candidates == dict.fromkeys(MEMBERS, 1)
 
 
+def test_of_numbers_all_members_are_worth_the_same():
+    rng = np.random.default_rng(17)
+    found = fit.weigh(dict.fromkeys(MEMBERS, np.zeros((1, 30, 1))), rng.normal(size=30), np.arange(30), NUMBER)
+    assert found.weights.by_name == pytest.approx(dict.fromkeys(MEMBERS, 1 / len(MEMBERS)))
+
+
 def test_a_member_that_is_too_sure_of_itself_is_cooled_down():
     rng = np.random.default_rng(13)
     truth = 2 * rng.normal(size=(4000, 3))
@@ -267,7 +285,7 @@ def test_a_member_that_is_too_sure_of_itself_is_cooled_down():
     found = fit.weigh(said, targets, groups, CLASSES)
     np.testing.assert_allclose(found.weights.temperatures, np.arange(1, len(MEMBERS) + 1), rtol=0.1)
     np.testing.assert_allclose([*found.losses.values()], found.losses["network"], rtol=1e-6)
-    np.testing.assert_allclose(found.weights.of_members, 1 / len(MEMBERS), rtol=1e-4)
+    assert found.weights.by_name == pytest.approx(fit.WORTH_FOR_CLASSES, rel=1e-4)
     assert found.weights.stretch.tolist() == [0, 1]
     never_wrong = fit.weigh(dict.fromkeys(MEMBERS, np.eye(3)[targets][None]), targets, groups, CLASSES)
     np.testing.assert_allclose(never_wrong.weights.temperatures, fit.TEMPERATURES[0], rtol=1e-3)
@@ -375,7 +393,8 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
             for other in np.geomspace(*fit.TEMPERATURES, 50) if target.classes else [1.0]:
                 assert loss(of, other) >= losses[-1] - 1e-4, name
     np.testing.assert_allclose([ensemble.scores[name] for name in MEMBERS], losses)
-    wanted = np.array(losses) ** -fit.SHARPNESS
+    worth = [fit.WORTH_FOR_CLASSES[name] if target.classes else 1.0 for name in MEMBERS]
+    wanted = np.array(losses) ** -fit.SHARPNESS * worth
     np.testing.assert_allclose(ensemble.weights.of_members, wanted / wanted.sum())
     assert not np.allclose(ensemble.weights.of_members, alone.weights.of_members)
     # A sample is not among those that choose and weigh what is said of it.

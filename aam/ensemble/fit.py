@@ -15,6 +15,9 @@ from aam.training.targets import Target
 
 SHARPNESS = 8.0
 """A member's weight goes with its loss to the power of minus this: with a tenth more loss, half the weight."""
+WORTH_FOR_CLASSES = {"network": 0.1, "asv_forest": 0.15, "group_forest": 0.05, "boosting": 0.5, "linear": 0.2}
+"""Of members with the same loss: what each was worth over a dozen targets (NOTES.md). Where a target is hard, their
+losses all lie near that of guessing, and hardly tell them apart. Of numbers, all are worth the same."""
 TEMPERATURES = (0.25, 16.0)
 """Least and most that the scores of classes are divided by."""
 STRETCHES = (0.5, 2.0)
@@ -120,7 +123,8 @@ def weigh(said: Mapping[str, np.ndarray], targets: np.ndarray, groups: np.ndarra
     best = {name: min(_at_best(of, targets, target)) for name, of in said.items()}
     losses = np.array([best[name][0] for name in MEMBERS])
     least = max(losses.min(), np.finfo(np.float32).tiny)  # of a few samples, a member may be right on each
-    of_members = (np.maximum(losses, least) / least) ** -SHARPNESS
+    worth = np.array([WORTH_FOR_CLASSES[name] if target.classes else 1.0 for name in MEMBERS])
+    of_members = worth * (np.maximum(losses, least) / least) ** -SHARPNESS
     weights = replace(
         Weights.alike(),
         of_members=of_members / of_members.sum(),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
+from sklearn.base import clone
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
@@ -32,6 +33,8 @@ from aam.training.targets import Target
 
 TREES = 200
 """Of each forest."""
+BOOSTINGS = 5
+"""Of other seeds, the mean of which is one member: which ASVs a split may ask for is drawn (NOTES.md)."""
 ROUNDS = (25, 50, 100, 200, 300)
 """Of boosting: of few groups, classes above all, late trees learn what is of these groups alone."""
 BOOSTING: dict[str, Any] = {
@@ -169,31 +172,34 @@ def _links(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> dict[str,
 
 def _fit_boosting(features: np.ndarray, targets: np.ndarray, target: Target, seed: int) -> list[BoostedTrees]:
     """Boosted trees after each of `ROUNDS`."""
-    settings: dict[str, Any] = {**BOOSTING, "max_iter": max(ROUNDS), "random_state": seed}
     if target.classes:
         balance = dict(enumerate(target.weight_of_classes))
-        models = [HistGradientBoostingClassifier(**settings, class_weight=balance).fit(features, targets)]
+        kinds: list[Any] = [HistGradientBoostingClassifier(class_weight=balance)]
     else:
         # The median, as of the forests: it is the absolute error that weighs the members.
-        models = [
-            HistGradientBoostingRegressor(loss="quantile", quantile=q, **settings).fit(features, targets)
-            for q in target.quantiles or (0.5,)
-        ]
-    trees = _as_arrays(models, target.outputs)
+        kinds = [HistGradientBoostingRegressor(loss="quantile", quantile=q) for q in target.quantiles or (0.5,)]
+    fits = []
+    for own_seed in np.random.SeedSequence(seed).generate_state(BOOSTINGS).tolist():
+        settings = {**BOOSTING, "max_iter": max(ROUNDS), "random_state": own_seed}
+        fits.append([cast(Any, clone(kind)).set_params(**settings).fit(features, targets) for kind in kinds])
+    trees = _as_arrays(fits, target.outputs)
     return [trees.first(len(trees.roots) * rounds // max(ROUNDS)) for rounds in ROUNDS]
 
 
-def _as_arrays(models: Sequence[Any], outputs: int) -> BoostedTrees:
-    """Trees of scikit-learn's boosting, of one model for all outputs or of a model for each, round by round.
+def _as_arrays(fits: Sequence[Sequence[Any]], outputs: int) -> BoostedTrees:
+    """Trees of scikit-learn's boosting, round by round: they say the mean of what the fits say.
 
-    It has no public way to them; a test holds that these say what its models say.
+    Each fit is one model for all outputs, or a model for each. There is no public way to its trees; a test holds that
+    these say what scikit-learn's models say.
     """
+    models = [model for fit in fits for model in fit]
     # Of two classes, scikit-learn boosts the scores of the second alone.
-    first = outputs - sum(model.n_trees_per_iteration_ for model in models)
+    first = outputs - sum(model.n_trees_per_iteration_ for model in fits[0])
     rounds = [[tree.nodes for of in each for tree in of] for each in zip(*(m._predictors for m in models), strict=True)]
     trees = [tree for each in rounds for tree in each]
     start = np.zeros(outputs)
-    start[first:] = np.concatenate([np.ravel(model._baseline_prediction) for model in models])
+    baselines = np.concatenate([np.ravel(model._baseline_prediction) for model in models])
+    start[first:] = baselines.reshape(len(fits), -1).mean(axis=0)
     is_leaf = np.concatenate([tree["is_leaf"] for tree in trees]).astype(bool)
 
     def joined(name: str) -> np.ndarray:
@@ -202,8 +208,8 @@ def _as_arrays(models: Sequence[Any], outputs: int) -> BoostedTrees:
     return BoostedTrees(
         feature=np.where(is_leaf, -1, joined("feature_idx")).astype(np.int32),
         threshold=joined("num_threshold"),
-        value=np.where(is_leaf, joined("value"), 0.0),
-        output=np.tile(np.arange(first, outputs, dtype=np.int32), len(rounds)),
+        value=np.where(is_leaf, joined("value") / len(fits), 0.0),
+        output=np.tile(np.arange(first, outputs, dtype=np.int32), len(rounds) * len(fits)),
         start=start,
         **_links([tree["left"] for tree in trees], [tree["right"] for tree in trees]),
     )
