@@ -195,20 +195,21 @@ def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
         assert found[i] == pytest.approx(targets[i] - centred[i] @ slope)
 
 
-def seeds_of_boosting(seed: int) -> list[int]:
-    return np.random.SeedSequence(seed).generate_state(members.BOOSTINGS).tolist()
+def seeds_of_boosting(seed: int, number: int = members.BOOSTINGS) -> list[int]:
+    return np.random.SeedSequence(seed).generate_state(number).tolist()
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_boosted_trees_as_arrays_have_the_probabilities_of_scikit_learn_s(classes):
+@pytest.mark.parametrize(("classes", "boostings"), [(2, 5), (3, 5), (6, 2)])
+def test_boosted_trees_as_arrays_have_the_probabilities_of_scikit_learn_s(classes, boostings, monkeypatch):
+    monkeypatch.setattr(members, "ROUNDS", (25, 100))
     rng = np.random.default_rng(11)
     features, new = (np.log1p(rng.integers(0, 9, (n, 6))).astype(np.float32) for n in (80, 30))
     targets, balance = rng.integers(0, classes, 80), tuple(np.arange(1.0, classes + 1))
-    target = Target(column="y", classes=tuple("abc"[:classes]), loss="cross_entropy", class_weights=balance)
+    target = Target(column="y", classes=tuple("abcdef"[:classes]), loss="cross_entropy", class_weights=balance)
     after = members._fit_boosting(features, targets, target, seed=3)
     for ours, rounds in zip(after, members.ROUNDS, strict=True):
         scores = []
-        for seed in seeds_of_boosting(3):
+        for seed in seeds_of_boosting(3, boostings):
             theirs = HistGradientBoostingClassifier(
                 **members.BOOSTING, max_iter=rounds, random_state=seed, class_weight=dict(enumerate(balance))
             ).fit(features, targets)
@@ -220,7 +221,8 @@ def test_boosted_trees_as_arrays_have_the_probabilities_of_scikit_learn_s(classe
 
 
 @pytest.mark.parametrize("quantiles", [(), (0.1, 0.5, 0.9)])
-def test_boosted_trees_as_arrays_have_the_quantiles_of_scikit_learn_s(quantiles):
+def test_boosted_trees_as_arrays_have_the_quantiles_of_scikit_learn_s(quantiles, monkeypatch):
+    monkeypatch.setattr(members, "ROUNDS", (25, 100))
     rng = np.random.default_rng(12)
     features, new = (np.log1p(rng.integers(0, 9, (n, 6))).astype(np.float32) for n in (80, 30))
     targets = features[:, 0] + rng.normal(size=80)

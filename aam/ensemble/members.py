@@ -35,6 +35,8 @@ TREES = 200
 """Of each forest."""
 BOOSTINGS = 5
 """Of other seeds, the mean of which is one member: which ASVs a split may ask for is drawn (NOTES.md)."""
+TREES_A_ROUND = 15
+"""Of all boostings together, about: with many classes, of which each has a tree, there are fewer boostings."""
 ROUNDS = (25, 50, 100, 200, 300)
 """Of boosting: of few groups, classes above all, late trees learn what is of these groups alone."""
 BOOSTING: dict[str, Any] = {
@@ -179,7 +181,8 @@ def _fit_boosting(features: np.ndarray, targets: np.ndarray, target: Target, see
         # The median, as of the forests: it is the absolute error that weighs the members.
         kinds = [HistGradientBoostingRegressor(loss="quantile", quantile=q) for q in target.quantiles or (0.5,)]
     fits = []
-    for own_seed in np.random.SeedSequence(seed).generate_state(BOOSTINGS).tolist():
+    boostings = max(1, min(BOOSTINGS, TREES_A_ROUND // target.outputs))
+    for own_seed in np.random.SeedSequence(seed).generate_state(boostings).tolist():
         settings = {**BOOSTING, "max_iter": max(ROUNDS), "random_state": own_seed}
         fits.append([cast(Any, clone(kind)).set_params(**settings).fit(features, targets) for kind in kinds])
     trees = _as_arrays(fits, target.outputs)
