@@ -82,18 +82,26 @@ class RunLog:
         """Pictures and validation predictions of an epoch that is the best so far."""
         if self.folder is None or self.writer is None:
             return
+        if target is not None and arrays.target is not None and arrays.target_true is not None:
+            write_validation(self.folder / VALIDATION, sample_ids, arrays, target)
+        try:
+            self._draw(self.folder / "figures", self.writer, arrays, target, epoch)
+        except Exception as error:  # a disk that is full, a strange name: a run is none the worse without pictures
+            print(f"note: pictures of epoch {epoch} could not be made: {type(error).__name__}: {error}", flush=True)
+
+    def _draw(
+        self, folder: Path, writer: SummaryWriter, arrays: EpochArrays, target: Target | None, epoch: int
+    ) -> None:
         # Here and not above: matplotlib takes its time, and one worker alone draws.
         from matplotlib.image import imsave
 
         from aam.training.figures import DPI, draw, make_figures
 
-        (self.folder / "figures").mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for name, figure in make_figures(arrays, target).items():
             pixels = draw(figure)
-            imsave(self.folder / "figures" / f"{name}.png", pixels, dpi=DPI)
-            self.writer.add_image(f"val/{name}", pixels[..., :3], epoch, dataformats="HWC")
-        if target is not None and arrays.target is not None and arrays.target_true is not None:
-            write_validation(self.folder / VALIDATION, sample_ids, arrays, target)
+            imsave(folder / f"{name}.png", pixels, dpi=DPI)
+            writer.add_image(f"val/{name}", pixels[..., :3], epoch, dataformats="HWC")
 
     def close(self) -> None:
         """Close the files, after errors too."""

@@ -163,6 +163,15 @@ def test_pictures_of_many_points(tmp_path):
     assert (tmp_path / "figures" / "unifrac.png").stat().st_size > 1000
 
 
+def test_a_run_goes_on_without_pictures(tmp_path, capsys):
+    (tmp_path / "figures").write_text("in the place of the folder")
+    log = RunLog(tmp_path, [])
+    log.best(NUMBERS, IDS, AGE, epoch=4)
+    log.close()
+    assert "note: pictures of epoch 4 could not be made: FileExistsError: " in capsys.readouterr().out
+    assert (tmp_path / "validation_predictions.tsv").exists()
+
+
 def test_validation_predictions_of_a_number(tmp_path):
     write_validation(tmp_path / "v.tsv", IDS, NUMBERS, AGE)
     assert (tmp_path / "v.tsv").read_text().splitlines() == [
