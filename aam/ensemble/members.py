@@ -34,7 +34,8 @@ from aam.training.targets import Target
 TREES = 200
 """Of each forest."""
 BOOSTINGS = 5
-"""Of other seeds, the mean of which is one member: which ASVs a split may ask for is drawn (NOTES.md)."""
+"""Of classes: with other seeds, their mean is one member. Which ASVs a split may ask for is drawn, and classes gain by
+more than one draw; numbers do not, for five times the time of fitting and predicting (NOTES.md)."""
 TREES_A_ROUND = 15
 """Of all boostings together, about: with many classes, of which each has a tree, there are fewer boostings."""
 ROUNDS = (25, 50, 100, 200, 300)
@@ -174,15 +175,17 @@ def _links(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> dict[str,
 
 def _fit_boosting(features: np.ndarray, targets: np.ndarray, target: Target, seed: int) -> list[BoostedTrees]:
     """Boosted trees after each of `ROUNDS`."""
+    seeds = [seed]
     if target.classes:
+        boostings = max(1, min(BOOSTINGS, TREES_A_ROUND // target.outputs))
+        seeds = np.random.SeedSequence(seed).generate_state(boostings).tolist()
         balance = dict(enumerate(target.weight_of_classes))
         kinds: list[Any] = [HistGradientBoostingClassifier(class_weight=balance)]
     else:
         # The median, as of the forests: it is the absolute error that weighs the members.
         kinds = [HistGradientBoostingRegressor(loss="quantile", quantile=q) for q in target.quantiles or (0.5,)]
     fits = []
-    boostings = max(1, min(BOOSTINGS, TREES_A_ROUND // target.outputs))
-    for own_seed in np.random.SeedSequence(seed).generate_state(boostings).tolist():
+    for own_seed in seeds:
         settings = {**BOOSTING, "max_iter": max(ROUNDS), "random_state": own_seed}
         fits.append([cast(Any, clone(kind)).set_params(**settings).fit(features, targets) for kind in kinds])
     trees = _as_arrays(fits, target.outputs)
