@@ -326,8 +326,9 @@ class TargetConfig:
     the ASVs of the training samples and are trained. 0: none."""
     ensemble: bool = False
     """When the network is trained, fit two forests, boosted trees and a linear model on ASVs and groups of ASVs with
-    similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to. In the
-    end they learn from the validation samples too. All are in the best checkpoint."""
+    similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to; of
+    classes, boosted trees speak most where these tell little. In the end they learn from the validation samples too.
+    All are in the best checkpoint."""
     ensemble_folds: int = 4
     """Weigh the members of the ensemble by the training and validation samples, in this many folds: each is predicted
     by members, a network too, that were fitted without its fold. These networks speak along with the run's own. What is
