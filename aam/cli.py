@@ -44,6 +44,8 @@ def reporting_faults(function: Callable[[], None]) -> None:
     """
     try:
         function()
+    except BrokenPipeError:  # whoever read has had enough: `| head`
+        sys.exit(141)  # 128 + SIGPIPE, as of the shell's own tools
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("AAM_DEBUG"):
             raise

@@ -17,6 +17,7 @@ from aam.cli import flags, to_arguments
 from aam.config import PredictConfig, PretrainConfig, TrainConfig, to_dict
 from aam.data.files import some
 from aam.data.metadata import numeric_column, read_metadata, text_column
+from aam.html_report import REPORT
 from aam.predict import Predictions, source_of
 from aam.predict.table import what_is_new
 from aam.training.checkpoint import CONFIG, WEIGHTS
@@ -96,6 +97,19 @@ def make_report(config: PredictConfig, found: Predictions, stage: Stage, base: S
         "Flags that are not shown are at their defaults.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def check_truth(config: PredictConfig, record: dict[str, Any], target: Target) -> None:
+    """See that the metadata has the target, before all that a report takes.
+
+    Raises
+    ------
+    ValueError
+        Where it has no such column.
+    """
+    source = config.metadata or source_of(record, "metadata")
+    if source is not None and source.is_file():
+        column_values(read_metadata(source)[0].iloc[:0], target, source)
 
 
 def known_truth(found: Predictions, source: Path | None) -> dict[str, Any]:
@@ -207,6 +221,8 @@ def _notes(stage: Stage, base: Stage | None) -> list[str]:
     lines = [f"{data['samples']} samples, {data['asvs']} ASVs, {data['reads']} reads: {files}"]
     folders = [which.record["config"]["output_dir"] for which in (base, stage) if which is not None]
     lines.append(f"run folders: {', '.join(folders)}; weights sha256 {stage.weights[:16]}")
+    if (pictures := Path(stage.record["config"]["output_dir"]) / REPORT).exists():
+        lines.append(f"pictures, and simple models on the same held-out samples: {pictures}")
     notes = {"stage 1": base.record["notes"] if base else [], "stage 2": stage.record["notes"]}
     both = [note for note in notes["stage 1"] if note in notes["stage 2"]]
     lines += both

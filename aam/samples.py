@@ -197,7 +197,7 @@ def _split(config: RunConfig, dataset: PreparedDataset, dropped: dict[str, str],
     data, usable = config.data, _usable(dataset, dropped)
     listed = _listed(config, dataset, usable, dropped)
     if data.train_ids is not None:
-        unused = ("--group-column does not split the samples: --train-ids is given",)
+        unused = (f"the id files split the samples, --group-column {data.group_column} does not",)
         unused = () if data.group_column is None else unused
         return dataclasses.replace(listed, notes=(*listed.notes, *unused))
     kept_back = set(listed.test)

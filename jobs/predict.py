@@ -1,5 +1,6 @@
 """Predict the target of samples with a trained model, alone or with many workers, and report on it."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -12,22 +13,34 @@ from aam.config import PredictConfig
 def run(config: PredictConfig) -> None:
     """Predict and say where the predictions are; score them where a report is asked for."""
     # Here and not above: it takes seconds, which --help should not.
+    from aam.data.files import is_special
+
+    outputs = filter(None, (config.output, config.report, config.embeddings, config.asv_embeddings))
+    # What is written to a pipe must not lie between words.
+    with contextlib.redirect_stdout(sys.stderr) if any(map(is_special, outputs)) else contextlib.nullcontext():
+        _run(config)
+
+
+def _run(config: PredictConfig) -> None:
     from aam.data.files import replacing
     from aam.distributed.checkpoints import find_best, run_record
     from aam.predict import check_outputs, predict, write_found
-    from aam.report import Stage, make_report
+    from aam.report import Stage, check_truth, make_report
     from aam.training import checkpoint
 
     path, record = find_best(config.checkpoint), run_record(config.checkpoint)
     if config.report is not None and record is None:
         raise ValueError(f"{config.checkpoint}: no run.json there, which --report is made of; give the run folder")
     check_outputs(config, record)
+    loaded = checkpoint.load(path)
+    if config.report is not None and record is not None and loaded.spec.target is not None:
+        check_truth(config, record, loaded.spec.target)
     crew = None
     if config.ray.workers[1] > 1:
         from aam.distributed.prediction import ray_crew
 
         crew = ray_crew(config.ray)
-    found = predict(config, checkpoint.load(path), record, crew)
+    found = predict(config, loaded, record, crew)
     print(write_found(config, found))
     if config.report is None or record is None or found.predictions is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,16 @@ def test_a_fault_is_one_line_and_what_follows_a_blank_line_stays(capsys):
     with pytest.raises(SystemExit, match="1"):
         reporting_faults(fail)
     assert capsys.readouterr().err == "error: job: it failed\nlast line 1\nlast line 2\n"
+
+
+def test_a_reader_that_has_gone_is_no_fault(capsys):
+    read, write = os.pipe()
+    os.close(read)
+
+    def fail() -> None:
+        os.write(write, b"a table")
+
+    with pytest.raises(SystemExit, match="141"):
+        reporting_faults(fail)
+    assert capsys.readouterr().err == ""
+    os.close(write)

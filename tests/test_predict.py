@@ -86,6 +86,22 @@ def test_a_table_of_others_is_scored_by_their_metadata(run_here, synthetic_folde
     assert done.returncode == 0, done.stderr
     assert "| mean absolute error |" in report.read_text()
     assert "(no value in column 'gradient')" in report.read_text()
+    before = out.read_text()
+    out.unlink()
+    other = tmp_path / "other.tsv"
+    other.write_text("SampleID\tage\na\t1\n")
+    done = run_here("predict.py", *flags, "--report", report, "--metadata", other)
+    assert done.returncode == 1
+    assert f"{other}: no column 'gradient'" in done.stderr
+    assert not out.exists(), "all was predicted before the metadata was read"
+
+    read, write = os.pipe()
+    done = run_here("predict.py", *flags[:4], "--output", f"/dev/fd/{write}")
+    os.close(write)
+    with open(read) as file:
+        assert file.read() == before
+    assert done.stdout == "", "words among the predictions"
+    assert "predictions of gradient: /dev/fd/" in done.stderr
 
 
 @pytest.fixture(scope="module")

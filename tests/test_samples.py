@@ -89,7 +89,7 @@ def test_an_id_file_may_list_samples_that_the_plan_dropped(synthetic_folder, tmp
     plan = make_plan(train(synthetic_folder, rarefy_depth=0, **files))
     assert plan.split.train == used[:20]
     assert f"--train-ids: 1 sample dropped: no value in column 'gradient' ({without})" in plan.notes
-    assert "--group-column does not split the samples: --train-ids is given" in plan.notes
+    assert "the id files split the samples, --group-column subject does not" in plan.notes
 
 
 def test_an_id_file_may_list_samples_without_reads(synthetic_folder, tmp_path):

@@ -142,9 +142,10 @@ def _notes(samples: Samples, baselines: Collection[str], reads: str) -> list[str
     if samples.units < FEW_UNITS:
         lines.append(f"{samples.units} {what} only: the intervals are too narrow, and a difference means little")
     if baselines:
+        balance = "; classes weigh as the model's do" if samples.classes else ""
         lines.append(
             f"the baselines are not tuned: fixed settings, {reads}; random forests on the shares of all ASVs, the "
-            f"others on the {TOP_FEATURES} most prevalent; classes weigh as the model's do. They were trained on the "
+            f"others on the {TOP_FEATURES} most prevalent{balance}. They were trained on the "
             "training and the validation samples, which the model has had both: a network chooses its best epoch by "
             "the latter, and the other members of an ensemble learn from them"
         )
