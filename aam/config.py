@@ -487,12 +487,9 @@ class PredictConfig:
     ray: PredictRayConfig = field(default_factory=PredictRayConfig)
 
     def __post_init__(self) -> None:
-        outputs = (self.output, self.report, self.embeddings, self.asv_embeddings)
-        _require(
-            any(path is not None for path in outputs),
-            "nothing to write: give --output, --embeddings, --asv-embeddings or --report",
-        )
-        for path in filter(None, outputs):
+        outputs = self.outputs
+        _require(bool(outputs), "nothing to write: give --output, --embeddings, --asv-embeddings or --report")
+        for path in outputs:
             _require(not path.parts[0].endswith(":"), f"{path}: is a URI; give a path, and copy what is there")
             _require(outputs.count(path) == 1, f"{path}: is given twice; give each a name of its own")
             _require(not path.is_dir(), f"{path}: is a folder; give the name of a file in it")
@@ -505,6 +502,11 @@ class PredictConfig:
         _require(self.batch_size >= 1, "--batch-size must be at least 1")
         _require(self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1")
         _require(self.sequences is None or self.table is not None, "--sequences needs --table beside it")
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All that is to be written, as it was named."""
+        return [path for path in (self.output, self.report, self.embeddings, self.asv_embeddings) if path is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,8 @@ def run(config: PredictConfig) -> None:
     # Here and not above: it takes seconds, which --help should not.
     from aam.data.files import is_special
 
-    outputs = filter(None, (config.output, config.report, config.embeddings, config.asv_embeddings))
     # What is written to a pipe must not lie between words.
-    with contextlib.redirect_stdout(sys.stderr) if any(map(is_special, outputs)) else contextlib.nullcontext():
+    with contextlib.redirect_stdout(sys.stderr) if any(map(is_special, config.outputs)) else contextlib.nullcontext():
         _run(config)
 
 

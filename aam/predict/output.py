@@ -65,14 +65,14 @@ def check_outputs(config: PredictConfig, record: dict[str, Any] | None) -> None:
     """
     given = sources(config, record)
     read = {path.resolve() for path in (given.table, given.metadata, given.sequences) if path is not None}
-    named = [path for path in (config.output, config.report, config.embeddings, config.asv_embeddings) if path]
     tables = config.output or config.embeddings
     beside = () if tables is None or is_special(tables) else (_probabilities_beside(tables), _skipped_beside(tables))
-    for path in (*named, *beside):
+    for path in (*config.outputs, *beside):
         if path.resolve() in read:
             raise ValueError(f"{path}: is read from, and would be written over; give another name")
-    for path in named:
-        if path.resolve() in {other.resolve() for other in beside}:
+    taken = {path.resolve() for path in beside}
+    for path in config.outputs:
+        if path.resolve() in taken:
             raise ValueError(f"{path}: what belongs to {tables} goes there; give another name")
         try:
             if path.exists() and not os.access(path, os.W_OK):
