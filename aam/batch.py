@@ -41,8 +41,12 @@ class Batch:
     """bool [U, K]: True where the loss counts the position: once over all workers, repeats never."""
     masked_total: int = 0
     """Scored positions over all workers."""
-    unifrac: Tensor | None = None
-    """float32 [B, G]: UniFrac distances of these samples to all of the batch."""
+    unweighted: Tensor | None = None
+    """float32 [B, G]: unweighted UniFrac of these samples to all of the batch."""
+    weighted: Tensor | None = None
+    """float32 [B, G]: normalised weighted UniFrac of the same."""
+    faith_pd: Tensor | None = None
+    """float32 [B]: Faith's PD of these samples, in branch lengths of the tree."""
     target: Tensor | None = None
     """float32 [B] (transformed) or int64 [B] (class)."""
     count_masked: Tensor | None = None

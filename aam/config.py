@@ -15,6 +15,7 @@ from typing import Any, Literal, NewType
 Location = NewType("Location", str)
 """A path, or a URI that pyarrow.fs knows: s3://bucket/runs, gs://bucket/runs."""
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
+UnifracMetric = Literal["unweighted", "weighted", "faith_pd"]
 Baseline = Literal[
     "mean",
     "median",
@@ -150,21 +151,27 @@ class ModelConfig:
 
     embedding_dim: int | None = None
     """Width of every vector, D. [default: 128, or as pretrained]"""
+    clades: int | None = None
+    """Soft clades that the encoder learns: more of them tell finer differences between samples. [default: 512, or as
+    pretrained]"""
     attention_heads: int | None = None
     """Heads of each attention layer. [default: 4, or as pretrained]"""
-    attention_layers: int | None = None
-    """Layers of each transformer stack. [default: 4; of the heads on a frozen base, 1]"""
     asv_layers: int | None = None
-    """Layers of the nucleotide stack, where most of the time goes. [default: --attention-layers, or as pretrained]"""
+    """Layers of the nucleotide stack, which adds to what the k-mers tell of an ASV, for most of the time; 0: k-mers
+    alone. [default: 0, or as pretrained]"""
     dropout: float | None = None
     """Dropout on the residual branches. [default: 0.1, or as pretrained]"""
     kmer: int | None = None
     """Length of the k-mers whose counts are added to each ASV's vector; 0 for none. [default: 5, or as pretrained]"""
 
     def __post_init__(self) -> None:
-        for flag in ("embedding_dim", "attention_heads", "attention_layers", "asv_layers"):
+        for flag, least in (("embedding_dim", 1), ("attention_heads", 1), ("clades", 2), ("asv_layers", 0)):
             value = getattr(self, flag)
-            _require(value is None or value >= 1, f"--{flag.replace('_', '-')} must be at least 1, not {value}")
+            _require(value is None or value >= least, f"--{flag.replace('_', '-')} must be at least {least}, not {value}")
+        _require(
+            self.kmer != 0 or self.asv_layers != 0,
+            "--kmer 0 and --asv-layers 0 leave nothing to read: raise one of them",
+        )
         _require(self.kmer is None or 0 <= self.kmer <= 6, f"--kmer must be from 0 to 6, not {self.kmer}")
         _require(
             self.dropout is None or 0 <= self.dropout < 1,
@@ -287,17 +294,30 @@ class RayConfig:
 class PretrainLossConfig:
     """Losses of stage 1."""
 
+    unifrac_metric: tuple[UnifracMetric, ...] = ("unweighted",)
+    """What to learn of each pair of samples, one or several: unweighted and normalised weighted UniFrac; and of each
+    sample, Faith's PD. With several, the loss is their mean."""
+    made_up_fraction: float = 0.5
+    """Made-up samples beside the real ones in each training batch, per real one: random mixtures and subsets of their
+    ASVs, whose exact UniFrac is as good a target. They cost time, and help most with few samples. 0: none."""
     base_weight: float = 1.0
     """Weight of the UniFrac loss (MSE of all pairs of the batch over the variance of the distances)."""
-    nuc_weight: float = 1.0
-    """Weight of the masked-nucleotide loss (cross entropy)."""
+    nuc_weight: float | None = None
+    """Weight of the masked-nucleotide loss (cross entropy). [default: 1 with a nucleotide stack, --asv-layers]"""
     mask_fraction: float = 0.15
     """Share of each sequence's nucleotides that are masked."""
 
     def __post_init__(self) -> None:
         _require(self.base_weight >= 0, "--base-weight must not be negative")
-        _require(self.nuc_weight >= 0, "--nuc-weight must not be negative")
-        _require(self.base_weight + self.nuc_weight > 0, "one of --base-weight, --nuc-weight must be above 0")
+        _require(self.nuc_weight is None or self.nuc_weight >= 0, "--nuc-weight must not be negative")
+        _require(
+            self.base_weight > 0 or self.nuc_weight != 0, "one of --base-weight, --nuc-weight must be above 0"
+        )
+        _require(0 <= self.made_up_fraction <= 4, "--made-up-fraction must be from 0 to 4")
+        _require(
+            len(self.unifrac_metric) > 0 and len({*self.unifrac_metric}) == len(self.unifrac_metric),
+            "--unifrac-metric must be one or more different ones of unweighted, weighted, faith_pd",
+        )
         _require(0 < self.mask_fraction < 1, "--mask-fraction must be between 0 and 1")
 
 
@@ -318,12 +338,14 @@ class TargetConfig:
     are written beside it."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the classes in the cross entropy; balanced: inversely to their frequency."""
-    head_layers: int | None = None
-    """Attention layers that each head has of its own; 0: none, it reads summaries of the ASVs as the encoder leaves
-    them. [default: --attention-layers; on a frozen base, 1]"""
-    asv_groups: int = 256
-    """Groups of similar ASVs whose shares of a sample the target's head reads beside summaries of it. They start from
-    the ASVs of the training samples and are trained. 0: none."""
+    head_layers: int = 0
+    """Attention layers over the ASVs of a sample that the target's head has beside what it reads of clades; the count
+    head has one at least."""
+    target_heads: int = 4
+    """Heads of the target, trained side by side; their mean is the prediction."""
+    known_asvs: int = 500
+    """Most prevalent ASVs of the training samples whose shares the target head reads, each by itself and as the centre
+    of a group of similar ASVs. 0: it reads clades alone."""
     ensemble: bool = False
     """When the network is trained, fit two forests, boosted trees and a linear model on ASVs and groups of ASVs with
     similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to; of
@@ -350,8 +372,9 @@ class TargetConfig:
         _require(self.count_weight is None or self.count_weight >= 0, "--count-weight must not be negative")
         _require(self.base_weight >= 0, "--base-weight must not be negative")
         _require(self.ensemble_folds == 0 or self.ensemble_folds >= 2, "--ensemble-folds must be 0 or at least 2")
-        _require(self.head_layers is None or self.head_layers >= 0, "--head-layers must not be negative")
-        _require(self.asv_groups >= 0 and self.asv_groups != 1, "--asv-groups must be 0 or at least 2")
+        _require(self.head_layers >= 0, "--head-layers must not be negative")
+        _require(self.target_heads >= 1, "--target-heads must be at least 1")
+        _require(self.known_asvs >= 0, "--known-asvs must not be negative")
         _require(self.target_weight > 0, "--target-weight must be above 0")
         _require(0 < self.count_mask_fraction < 1, "--count-mask-fraction must be between 0 and 1")
         _require(

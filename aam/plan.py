@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aam.config import DEFAULT_COUNT_WEIGHT, LoopConfig, PretrainConfig, RunConfig, TrainConfig, to_dict
+from aam.config import DEFAULT_COUNT_WEIGHT, LoopConfig, PretrainConfig, RunConfig, TrainConfig, UnifracMetric, to_dict
 from aam.data import synthetic
 from aam.data.dataset import PreparedDataset
 from aam.data.prepare import default_cache, prepare
 from aam.data.sources import content_hash
 from aam.data.split import Split
+from aam.model.sizes import EncoderSizes
 from aam.samples import choose_samples, groups_of_labelled
-from aam.spec import contract_of, encoder_sizes, estimate_distances, predictor_spec
+from aam.spec import contract_of, encoder_sizes, estimate_unifrac, predictor_spec
 from aam.training.checkpoint import ModelSpec
 from aam.training.losses import LossWeights
 from aam.training.schedule import run_length
@@ -58,6 +59,7 @@ class RunPlan:
     weights: LossWeights
     loop: LoopConfig
     mask_fraction: float = 0.0
+    made_up_fraction: float = 0.0
     count_mask_fraction: float = 0.0
     fixed_rarefaction: bool = False
     targets: dict[str, Any] = field(default_factory=dict)
@@ -114,7 +116,7 @@ def make_plan(
     asked, config = config, with_builtin_data(config)
     base = None if pretrained is None else pretrained[1]
     sizes, contract = encoder_sizes(config, base), contract_of(config, base)
-    use_tree = config.loss.base_weight > 0
+    weights, use_tree = _weights(config, sizes), config.loss.base_weight > 0
     is_open = config.data.max_bp is None and base is None
     dataset = prepare(config.data, max_bp=None if is_open else sizes.max_bp, use_tree=use_tree)
     split, targets, notes = choose_samples(config, dataset, contract.rarefy_depth)
@@ -131,7 +133,7 @@ def make_plan(
         notes.append("the tree is not used: --base-weight is 0")
     spec = ModelSpec(encoder=sizes, contract=contract)
     if isinstance(config, TrainConfig):
-        spec = predictor_spec(spec, config, split, targets)
+        spec = predictor_spec(spec, config, dataset, split, targets)
         if config.freeze_base and config.loss.count_weight is None:
             notes.append(
                 "no count head: beside a frozen base it trains nothing that the target uses (--count-weight "
@@ -141,8 +143,14 @@ def make_plan(
     if epochs < config.loop.epochs:
         notes.append(f"--max-updates {updates}: ends in epoch {epochs}, not after {config.loop.epochs}")
     if use_tree:
-        mean, variance = estimate_distances(dataset, split.train, contract)
-        spec = dataclasses.replace(spec, distance_mean=mean, distance_variance=variance)
+        metrics: tuple[UnifracMetric, ...] = ("unweighted",)
+        if isinstance(config, PretrainConfig):
+            metrics = config.loss.unifrac_metric
+        elif base is not None and base.unifrac:
+            metrics = tuple(learned.metric for learned in base.unifrac)
+        spec = dataclasses.replace(spec, unifrac=estimate_unifrac(dataset, split.train, contract, metrics))
+    elif base is not None and spec.freeze_base:
+        spec = dataclasses.replace(spec, unifrac=base.unifrac)
     folds, groups = 0, {}
     if isinstance(config, TrainConfig) and config.loss.ensemble and config.freeze_base:
         folds = config.loss.ensemble_folds
@@ -155,9 +163,10 @@ def make_plan(
         dataset=dataset,
         split=split,
         spec=spec,
-        weights=_weights(config),
+        weights=weights,
         loop=config.loop,
-        mask_fraction=_mask_fraction(config),
+        mask_fraction=config.loss.mask_fraction if isinstance(config, PretrainConfig) and weights.nuc else 0.0,
+        made_up_fraction=config.loss.made_up_fraction if isinstance(config, PretrainConfig) and use_tree else 0.0,
         count_mask_fraction=_count_mask_fraction(config),
         fixed_rarefaction=config.data.fixed_rarefaction,
         targets=targets,
@@ -218,15 +227,17 @@ def _check_sizes(split: Split, config: RunConfig, pairs: bool) -> None:
             )
 
 
-def _weights(config: RunConfig) -> LossWeights:
+def _weights(config: RunConfig, sizes: EncoderSizes) -> LossWeights:
     if isinstance(config, PretrainConfig):
-        return LossWeights(base=config.loss.base_weight, nuc=config.loss.nuc_weight)
+        base, nuc = config.loss.base_weight, config.loss.nuc_weight
+        if not sizes.asv_layers and (nuc or not base):
+            raise ValueError(
+                "masked nucleotides are predicted by the nucleotide stack, of which there is none: give --asv-layers 2, "
+                "say, or leave --nuc-weight out and keep --base-weight above 0"
+            )
+        return LossWeights(base=base, nuc=float(sizes.asv_layers > 0) if nuc is None else nuc)
     loss = config.loss
     return LossWeights(target=loss.target_weight, count=config.count_weight, base=loss.base_weight)
-
-
-def _mask_fraction(config: RunConfig) -> float:
-    return config.loss.mask_fraction if isinstance(config, PretrainConfig) and config.loss.nuc_weight else 0.0
 
 
 def _count_mask_fraction(config: RunConfig) -> float:

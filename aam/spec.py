@@ -16,14 +16,15 @@ from aam.config import (
     RunConfig,
     TargetConfig,
     TrainConfig,
+    UnifracMetric,
 )
+from aam.data.batches import exact_unifrac
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import draw_sample, generator
 from aam.data.split import Split
-from aam.data.unifrac import unweighted_unifrac
 from aam.model.sizes import EncoderSizes, PredictorSizes
 from aam.training.checkpoint import ModelSpec
-from aam.training.targets import Target, TargetTransform
+from aam.training.targets import Target, TargetTransform, UnifracTarget
 
 T = TypeVar("T")
 
@@ -43,12 +44,11 @@ def _decide(given: T | None, pretrained: T | None, default: T, flag: str | None 
 def encoder_sizes(config: RunConfig, base: ModelSpec | None) -> EncoderSizes:
     """Sizes of the encoder: as asked for, or as the pretrained model has them."""
     model, had = config.model, None if base is None else base.encoder
-    layers = _decide(model.attention_layers, None, 4) if had is None else had.attention_layers
     sizes = EncoderSizes(
         embedding_dim=_decide(model.embedding_dim, had and had.embedding_dim, 128, "embedding-dim"),
+        clades=_decide(model.clades, had and had.clades, 512, "clades"),
         attention_heads=_decide(model.attention_heads, had and had.attention_heads, 4, "attention-heads"),
-        attention_layers=layers,
-        asv_layers=_decide(model.asv_layers, had and had.asv_layers, layers, "asv-layers"),
+        asv_layers=_decide(model.asv_layers, None if had is None else had.asv_layers, 0, "asv-layers"),
         dropout=_decide(model.dropout, had and had.dropout, 0.1),
         kmer=_decide(model.kmer, None if had is None else had.kmer, 5, "kmer"),
         max_bp=_decide(config.data.max_bp, had and had.max_bp, DEFAULT_MAX_BP, "max-bp"),
@@ -72,7 +72,9 @@ def contract_of(config: RunConfig, base: ModelSpec | None) -> DataContract:
     )
 
 
-def predictor_spec(spec: ModelSpec, config: TrainConfig, split: Split, targets: dict[str, Any]) -> ModelSpec:
+def predictor_spec(
+    spec: ModelSpec, config: TrainConfig, dataset: PreparedDataset, split: Split, targets: dict[str, Any]
+) -> ModelSpec:
     """Add what stage 2 has on top of the encoder, and the target as fitted on the training samples."""
     loss = config.loss
     assert loss.target is not None
@@ -84,13 +86,14 @@ def predictor_spec(spec: ModelSpec, config: TrainConfig, split: Split, targets: 
             f"column {loss.target!r}: --target-transform {loss.target_transform} is not defined for all "
             "validation samples; choose another"
         )
-    layers = _decide(config.model.attention_layers, None, 1 if config.freeze_base else 4)
     predictor = PredictorSizes(
-        attention_layers=_decide(loss.head_layers, None, layers),
+        attention_layers=loss.head_layers,
         dropout=spec.encoder.dropout,
         outputs=target.outputs,
         count_head=config.count_weight > 0,
-        asv_groups=loss.asv_groups,
+        known_asvs=loss.known_asvs,
+        heads=loss.target_heads,
+        longest_known=int(dataset.lengths.max()),
     )
     return dataclasses.replace(spec, predictor=predictor, target=target, freeze_base=config.freeze_base)
 
@@ -119,28 +122,41 @@ def make_target(loss: TargetConfig, training_values: Sequence[Any]) -> Target:
     )
 
 
-def estimate_distances(
+def estimate_unifrac(
     dataset: PreparedDataset,
     sample_ids: Sequence[str],
     contract: DataContract,
+    metrics: Sequence[UnifracMetric],
     *,
     blocks: int = 16,
     size: int = 32,
-) -> tuple[float, float]:
-    """Mean and variance of the UniFrac distances of random pairs of samples."""
-    assert dataset.paths is not None
-    values = []
+) -> tuple[UnifracTarget, ...]:
+    """Mean and variance of each metric among random pairs of samples; of Faith's PD, among random samples.
+
+    Raises
+    ------
+    ValueError
+        Where a metric is the same for all.
+    """
+    values: dict[UnifracMetric, list[np.ndarray]] = {metric: [] for metric in metrics}
     for block in range(blocks):
         rng = generator(contract.seed, "distances", block)
         chosen = rng.choice(len(sample_ids), min(size, len(sample_ids)), replace=False)
         draws = []
         for sample_id in (sample_ids[int(i)] for i in chosen):
             asvs, counts = dataset.sample(dataset.row[sample_id])
-            draws.append(draw_sample(asvs, counts, sample_id, contract, epoch=1)[0])
-        distances = unweighted_unifrac(draws, dataset.paths)
-        values.append(distances[np.triu_indices(len(chosen), k=1)])
-    everything = np.concatenate(values)
-    variance = float(everything.var())
-    if variance == 0:
-        raise ValueError(f"all training samples are at the same UniFrac distance ({everything[0]:g}): nothing to learn")
-    return float(everything.mean()), variance
+            draws.append(draw_sample(asvs, counts, sample_id, contract, epoch=1))
+        for metric in metrics:
+            found = exact_unifrac(metric, draws, dataset.paths)
+            values[metric].append(found if found.ndim == 1 else found[np.triu_indices(len(found), k=1)])
+    learned = []
+    for metric in metrics:
+        everything = np.concatenate(values[metric])
+        if everything.var() == 0:
+            raise ValueError(
+                f"--unifrac-metric {metric}: it is {everything[0]:g} throughout the training samples: nothing to learn"
+            )
+        learned.append(
+            UnifracTarget(metric=metric, mean=float(everything.mean()), variance=float(everything.var()))
+        )
+    return tuple(learned)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from aam.config import LoopConfig
-from aam.data.batches import BatchPlan, build_batch
+from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.composition import prevalent_asvs
+from aam.data.draw import FIXED_DRAW, generator
 from aam.model.layers import Transformer
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
@@ -22,6 +21,9 @@ from aam.training.base_cache import BaseCache, encoder_of
 from aam.training.loop import Report, Task
 from aam.training.memory import clear_cache
 from aam.training.step import Objective, autocast_of
+
+MOST_STANDARDISED = 10_000
+"""ASVs that settle the mean and scale of k-mer frequencies."""
 
 
 def build_task(
@@ -51,15 +53,14 @@ def build_task(
     objective = Objective(
         weights=plan.weights,
         target=plan.spec.target,
-        distance_mean=plan.spec.distance_mean,
-        distance_variance=plan.spec.distance_variance,
+        unifrac=plan.spec.unifrac if plan.weights.base > 0 else (),
     )
     train, val = (_batch_plan(plan, part) for part in ("train", "val"))
     encoder = encoder_of(model)
-    if plan.weights.base > 0 and plan.pretrained is None:
-        calibrate_distances(encoder, train, objective, device)
-    if isinstance(model, SequencePredictor) and model.target_groups is not None:
-        _place_groups(model, train, config)
+    if plan.pretrained is None:
+        _start_encoder(encoder, train, plan)
+    if isinstance(model, SequencePredictor):
+        _start_features(model, train, config)
     _freeze_unused(encoder, plan)
     encoder.asv_encoder.after_chunk = partial(clear_cache, config, "batch")
     for module in model.modules():
@@ -85,7 +86,8 @@ def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:
         sample_ids=sample_ids,
         contract=plan.spec.contract,
         batch_size=plan.loop.batch_size,
-        unifrac=plan.weights.base > 0,
+        unifrac=tuple(asked.metric for asked in plan.spec.unifrac) if plan.weights.base > 0 else (),
+        made_up_fraction=plan.made_up_fraction,
         mask_fraction=plan.mask_fraction,
         count_mask_fraction=plan.count_mask_fraction,
         fixed_rarefaction=plan.fixed_rarefaction,
@@ -93,55 +95,59 @@ def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:
     )
 
 
+def _start_encoder(encoder: SequenceEncoder, plan: BatchPlan, run: RunPlan) -> None:
+    """Take the units of a new encoder's inputs and outputs from the training samples."""
+    kmers, dataset = encoder.asv_encoder.kmers, plan.dataset
+    if kmers is not None:
+        shown = np.unique(np.concatenate([dataset.sample(dataset.row[s])[0] for s in plan.sample_ids]))
+        drawn = generator(run.loop.seed, "k-mers").permutation(shown)[:MOST_STANDARDISED]
+        kmers.standardise(torch.from_numpy(dataset.tokens[np.sort(drawn)]).to(kmers.mean.device))
+    for asked in run.spec.unifrac:
+        if asked.metric == "faith_pd":
+            encoder.clades.start_pd_at(asked.mean)
+
+
 @torch.no_grad()
-def calibrate_distances(encoder: SequenceEncoder, plan: BatchPlan, objective: Objective, device: torch.device) -> None:
-    """Set offset and scale of the distance head so that the first predictions have the true mean and spread.
+def _start_features(model: SequencePredictor, plan: BatchPlan, config: LoopConfig) -> None:
+    """Let the target head know the training samples: their most prevalent ASVs, and the spread of its features.
 
-    New embeddings differ far more in their distances than samples do. Without this, the head's first lesson is
-    to lower that spread, and it costs the encoder its first hundreds of updates.
+    Nothing of the target is used.
     """
-    rows = min(len(plan.sample_ids), max(plan.batch_size, 32))
-    batch = build_batch(plan, np.arange(rows), epoch=1, index=0).to(device)
-    was_training = encoder.training
-    embedding = encoder.eval()(batch).embedding
-    encoder.train(was_training)
-    apart = torch.pdist(embedding.cpu())
-    assert apart.mean() > 0, "samples that differ have the same embedding"
-    spread = apart.std().item() if len(apart) > 1 else 0.0
-    scale = objective.distance_variance**0.5 / spread if spread > 0 else 1.0
-    # With a near-constant distance to start from, the scale that gives the true mean is already the smaller.
-    scale = min(scale, objective.distance_mean / apart.mean().item())
-    nn.init.constant_(encoder.distance_log_scale, math.log(scale))
-    nn.init.constant_(encoder.distance_offset, objective.distance_mean - scale * apart.mean().item())
-
-
-def _place_groups(model: SequencePredictor, plan: BatchPlan, config: LoopConfig) -> None:
-    """Let the groups of ASVs start from those of the training samples; nothing of the target is used."""
-    dataset = plan.dataset
-    known = prevalent_asvs(dataset.sample(dataset.row[sample_id])[0] for sample_id in plan.sample_ids)
+    dataset, features = plan.dataset, model.features
+    device = features.mean.device
     was_training = model.base.training
     model.base.eval()
-    autocast = autocast_of(config.precision, next(model.parameters()).device.type)
+    autocast = autocast_of(config.precision, device.type)
     is_kept = model.freeze_base and config.base_cache
-    cache = BaseCache(model, dataset, None, autocast, chunk_size=config.asv_chunk_size, on_disk=is_kept)
-    cache.encode_together(known)
+    cache = BaseCache(model, dataset, autocast, chunk_size=config.asv_chunk_size, on_disk=is_kept)
+    if features.known:
+        known = prevalent_asvs((dataset.sample(dataset.row[s])[0] for s in plan.sample_ids), most=features.known)
+        cache.encode_together(known)
+        vectors = torch.from_numpy(cache.vectors.rows[known]).to(device)
+        features.know(torch.from_numpy(dataset.tokens[known]).to(device), model.base.clades(vectors))
+    batches = EpochBatches(plan, FIXED_DRAW)
+    cache.fill([batches], verbose=False)
+    found = []
+    for index in range(len(batches)):
+        batch = batches[index]
+        found.append(features(batch.to(device), model.base(batch.to(device), cached_vectors=cache.vectors_of(batch))))
+    features.standardise(torch.cat(found))
     model.base.train(was_training)
-    assert model.target_groups is not None
-    model.target_groups.start_from(torch.from_numpy(cache.vectors.rows[known]), config.seed)
 
 
 def _freeze_unused(encoder: SequenceEncoder, plan: RunPlan) -> None:
     """Parts that no loss of this run reaches: out of the optimizer, and DDP must not wait for them."""
-    if plan.weights.nuc == 0:
-        encoder.asv_encoder.nucleotide_head.requires_grad_(False)
-    if plan.weights.base == 0:
-        encoder.embedding.requires_grad_(False)
-        encoder.distance_offset.requires_grad_(False)
-        encoder.distance_log_scale.requires_grad_(False)
-    if plan.stage == "pretrain" and plan.weights.base == 0:
-        for part in (encoder.abundance, encoder.transformer, encoder.summary, encoder.asv_encoder.pool):
-            part.requires_grad_(False)
-        encoder.asv_encoder.norm.requires_grad_(False)
-        if encoder.asv_encoder.kmer:
-            encoder.asv_encoder.kmer_head.requires_grad_(False)
-            encoder.asv_encoder.kmer_norm.requires_grad_(False)
+    nucleotides, clades = encoder.asv_encoder.nucleotides, encoder.clades
+    if nucleotides is not None and plan.weights.nuc == 0:
+        nucleotides.head.requires_grad_(False)
+    learned = {asked.metric for asked in plan.spec.unifrac} if plan.weights.base > 0 else set()
+    if "faith_pd" not in learned:
+        clades.log_pd_scale.requires_grad_(False)
+    if not learned:
+        clades.raw_length.requires_grad_(False)
+    if plan.stage == "pretrain" and not learned:
+        clades.requires_grad_(False)
+        assert nucleotides is not None
+        for part in (nucleotides.pool, nucleotides.norm, encoder.asv_encoder.kmers):
+            if part is not None:
+                part.requires_grad_(False)

@@ -14,13 +14,17 @@ import numpy as np
 import torch
 
 from aam.batch import Batch
-from aam.config import DataContract
+from aam.config import DataContract, UnifracMetric
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW, draw_sample, generator
-from aam.data.unifrac import unweighted_unifrac
+from aam.data.unifrac import RootPaths, faith_pd, unweighted_unifrac, weighted_unifrac
 
 Draw = tuple[np.ndarray, np.ndarray]
 """ASVs of a sample, ascending, and their reads."""
+MOST_PARENTS = 3
+"""Samples that a made-up one is mixed of."""
+FEWEST_MADE_UP = 8
+"""ASVs of a made-up sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,10 @@ class BatchPlan:
     contract: DataContract
     batch_size: int
     """Samples of a batch over all workers."""
-    unifrac: bool = False
-    """Whether batches hold UniFrac distances."""
+    unifrac: tuple[UnifracMetric, ...] = ()
+    """Which UniFrac targets batches hold."""
+    made_up_fraction: float = 0.0
+    """Made-up samples that a training batch has beside its own, per sample of its own."""
     mask_fraction: float = 0.0
     """Share of each sequence's nucleotides that are masked."""
     count_mask_fraction: float = 0.0
@@ -129,6 +135,12 @@ def build_batch(
     """
     ids = [plan.sample_ids[int(p)] for p in positions]
     draws = [plan.draw(sample_id, epoch) for sample_id in ids]
+    if plan.made_up_fraction and epoch != FIXED_DRAW:
+        made_up = make_up_samples(
+            draws, round(plan.made_up_fraction * len(draws)), generator(plan.contract.seed, epoch, index, "made up")
+        )
+        draws += made_up
+        ids += [f"made-up {number}" for number in range(1, len(made_up) + 1)]
     shares = np.array_split(np.arange(len(ids)), world)
     own = slice(int(shares[rank][0]), int(shares[rank][-1]) + 1)
     distinct, slot, mask, log_abundance = _slots(draws[own])
@@ -137,10 +149,8 @@ def build_batch(
     fields = {}
     if plan.mask_fraction:
         fields |= _nucleotide_mask(plan, draws, shares, rank, distinct, (plan.contract.seed, epoch, index))
-    if plan.unifrac:
-        assert plan.dataset.paths is not None, "UniFrac needs a dataset with a tree"
-        distances = unweighted_unifrac([asvs for asvs, _ in draws], plan.dataset.paths, rows=own)
-        fields["unifrac"] = torch.from_numpy(distances.astype(np.float32))
+    for metric in plan.unifrac:
+        fields[metric] = torch.from_numpy(exact_unifrac(metric, draws, plan.dataset.paths, own).astype(np.float32))
     if plan.targets is not None:
         fields["target"] = torch.from_numpy(plan.targets[positions[own]])
     if plan.count_mask_fraction:
@@ -157,6 +167,55 @@ def build_batch(
         rank_sizes=[len(share) for share in shares],
         **fields,
     )
+
+
+def exact_unifrac(
+    metric: UnifracMetric, draws: Sequence[Draw], paths: RootPaths | None, rows: slice = slice(None)
+) -> np.ndarray:
+    """Exact values of a metric for some samples of a batch.
+
+    Returns
+    -------
+    ndarray of float64
+        Distances [len(rows), G] to all of the batch; of Faith's PD, one value a sample.
+    """
+    assert paths is not None, "UniFrac needs a dataset with a tree"
+    asvs = [asvs for asvs, _ in draws]
+    if metric == "faith_pd":
+        return faith_pd(asvs[rows], paths)
+    if metric == "weighted":
+        return weighted_unifrac(asvs, [counts for _, counts in draws], paths, rows)
+    return unweighted_unifrac(asvs, paths, rows)
+
+
+def make_up_samples(draws: Sequence[Draw], number: int, rng: np.random.Generator) -> list[Draw]:
+    """Make up samples of the ASVs of others: pairs that real samples do not offer, whose UniFrac is exact all the same.
+
+    Each mixes one to three samples, by random weights, and keeps a random subset of their ASVs, of a size between
+    `FEWEST_MADE_UP` and all, drawn log-uniformly.
+
+    Parameters
+    ----------
+    draws : sequence of (ndarray, ndarray)
+        ASVs and reads of the samples.
+    number : int
+        How many to make up.
+    rng : Generator
+        Decides on all.
+    """
+    made_up = []
+    for _ in range(number):
+        parents = rng.choice(len(draws), min(len(draws), int(rng.integers(1, MOST_PARENTS + 1))), replace=False)
+        weights = rng.dirichlet(np.ones(len(parents)))
+        asvs = np.concatenate([draws[p][0] for p in parents])
+        reads = np.concatenate([w * draws[p][1] / draws[p][1].sum() for w, p in zip(weights, parents, strict=True)])
+        asvs, column = np.unique(asvs, return_inverse=True)
+        reads = np.bincount(column, weights=reads)
+        least = min(FEWEST_MADE_UP, len(asvs))
+        size = round(least * (len(asvs) / least) ** rng.random())
+        kept = np.sort(rng.choice(len(asvs), size, replace=False))
+        made_up.append((asvs[kept], reads[kept]))
+    return made_up
 
 
 def _slots(draws: list[Draw]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

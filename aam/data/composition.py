@@ -14,23 +14,25 @@ LEAST_SAMPLES = 3
 """Samples that an ASV must be in to be grouped, where any is in so many."""
 
 
-def prevalent_asvs(asvs_of_samples: Iterable[np.ndarray]) -> np.ndarray:
+def prevalent_asvs(asvs_of_samples: Iterable[np.ndarray], *, most: int = MOST_KNOWN) -> np.ndarray:
     """ASVs that samples have often enough to say something of other samples.
 
     Parameters
     ----------
     asvs_of_samples : iterable of ndarray of int
         Distinct ASVs of each sample; at least one sample.
+    most : int
+        How many to return at most.
 
     Returns
     -------
     ndarray of int
-        Ascending; at most `MOST_KNOWN`.
+        Ascending.
     """
     asvs, samples = np.unique(np.concatenate(list(asvs_of_samples)), return_counts=True)
     often = samples >= min(LEAST_SAMPLES, samples.max())
     asvs, samples = asvs[often], samples[often]
-    return np.sort(asvs[np.argsort(-samples, kind="stable")[:MOST_KNOWN]])
+    return np.sort(asvs[np.argsort(-samples, kind="stable")[:most]])
 
 
 def centred_log_ratios(reads: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.spatial.distance import cdist
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,13 @@ def unweighted_unifrac(
     return distance.clip(0.0, 1.0)
 
 
-def weighted_unifrac(asvs: Sequence[np.ndarray], counts: Sequence[np.ndarray], paths: RootPaths) -> np.ndarray:
-    """Normalised weighted UniFrac of all pairs of samples, float64 [B, B].
+def weighted_unifrac(
+    asvs: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray],
+    paths: RootPaths,
+    rows: slice | np.ndarray = slice(None),
+) -> np.ndarray:
+    """Normalised weighted UniFrac of the samples picked by `rows` against all samples, float64 [len(rows), B].
 
     With p the share of a sample's reads below an edge: sum(l |p_i - p_j|) / sum(l (p_i + p_j)). Where all
     reads sit at the root itself (0/0) the distance is 0; scikit-bio gives NaN.
@@ -83,16 +89,15 @@ def weighted_unifrac(asvs: Sequence[np.ndarray], counts: Sequence[np.ndarray], p
         Per sample the counts of these ASVs.
     paths
         Root path of each ASV.
+    rows
+        Which samples.
     """
     edges, length = _edge_sums(asvs, [_shares(c) for c in counts], paths)
-    share = edges.toarray()
-    height = share @ length
-    distance = np.zeros((len(asvs), len(asvs)))
-    for i in range(len(asvs) - 1):
-        apart = np.abs(share[i + 1 :] - share[i]) @ length
-        reach = height[i + 1 :] + height[i]
-        distance[i, i + 1 :] = np.divide(apart, reach, out=np.zeros_like(apart), where=reach > 0)
-    return (distance + distance.T).clip(0.0, 1.0)
+    height = edges.toarray() * length
+    apart = cdist(height[rows], height, "cityblock")
+    total = height.sum(axis=1)
+    reach = total[rows, None] + total
+    return np.divide(apart, reach, out=np.zeros_like(apart), where=reach > 0).clip(0.0, 1.0)
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

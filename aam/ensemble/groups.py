@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import cdist
 
 from aam.data.batches import Draw
-from aam.model.asv_groups import LEAST_SHARE
+from aam.model.sample_features import LEAST_SHARE
 
 _ROWS = 2048
 """ASVs that are compared with the known ones at a time."""

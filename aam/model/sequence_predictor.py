@@ -1,6 +1,7 @@
 """Stage 2: a target head and a count head on a stage 1 encoder.
 
-Shape letters: B samples, S ASV slots, U distinct ASVs, D width, P groups of ASVs, O outputs.
+Shape letters: B samples, S ASV slots, U distinct ASVs, D width, F features of a sample, H heads of the target,
+O outputs.
 """
 
 from __future__ import annotations
@@ -8,24 +9,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aam.batch import Batch
-from aam.model.asv_groups import ASVGroups
 from aam.model.cpu import Dropout
 from aam.model.layers import AbundanceEmbedding, SampleSummary, Transformer
-from aam.model.sequence_encoder import EncoderOutput, KnownOutputs, SequenceEncoder
+from aam.model.sample_features import SampleFeatures
+from aam.model.sequence_encoder import EncoderOutput, SequenceEncoder
 from aam.model.sizes import PredictorSizes
+
+INPUT_DROPOUT = 0.5
+"""Of the features: a head that never sees all of them at once must not rest on a few (NOTES.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorOutput:
-    """What a SequencePredictor says of a batch."""
+    """Output of a SequencePredictor for a batch."""
 
-    base: EncoderOutput
-    """What its encoder says."""
     target: Tensor
-    """float32 [B, O]: transformed target, or scores of the classes."""
+    """float32 [B, O]: transformed target, or logits of the classes; the mean of the heads."""
+    heads: Tensor
+    """float32 [B, H, O]: of each head."""
+    base: EncoderOutput | None
+    """Output of its encoder; None where the features were cached."""
     log_abundance: Tensor | None = None
     """float32 [B, S]: log relative abundances, for the slots where they were masked."""
 
@@ -33,42 +40,39 @@ class PredictorOutput:
 class SequencePredictor(nn.Module):
     """A SequenceEncoder with heads for a target and for masked abundances.
 
-    The target's head reads two summaries of a sample, that of the encoder and one of its own, and how much of it are
-    which groups of similar ASVs.
+    The target has several heads, each a small network on the features of a sample, trained side by side: their mean is
+    the prediction.
 
-    The count head reads the vectors of the ASVs alone and the abundances that are left, by an encoder of its
-    own, so that the target's head always sees all abundances, in training as in prediction.
+    The count head reads the vectors of the ASVs alone and the abundances that are left, by attention of its own, so
+    that the target heads always see all abundances, in training as in prediction.
 
     Parameters
     ----------
     base : SequenceEncoder
         The encoder, pretrained or not.
     sizes : PredictorSizes
-        Layers and outputs.
+        Layers, features and outputs.
     freeze_base : bool
         Keep the encoder as it is: no gradients, and evaluation mode (no dropout) always.
     """
 
     def __init__(self, base: SequenceEncoder, sizes: PredictorSizes, *, freeze_base: bool = False) -> None:
         super().__init__()
-        dim, heads = base.sizes.embedding_dim, base.sizes.attention_heads
+        dim, attention_heads = base.sizes.embedding_dim, base.sizes.attention_heads
         self.sizes, self.freeze_base = sizes, freeze_base
         self.base = base.requires_grad_(not freeze_base)
-        self.target_abundance = AbundanceEmbedding(dim)
-        self.target_encoder = Transformer(dim, heads, sizes.attention_layers, sizes.dropout)
-        self.target_summary = SampleSummary(dim, heads)
-        self.target_norm, self.base_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.target_groups = ASVGroups(dim, sizes.asv_groups) if sizes.asv_groups else None
-        self.target_head = nn.Sequential(
-            Dropout(sizes.dropout),
-            nn.Linear(2 * dim + sizes.asv_groups, 2 * dim),
-            nn.GELU(),
-            Dropout(sizes.dropout),
-            nn.Linear(2 * dim, sizes.outputs),
-        )
+        self.features = SampleFeatures(base.sizes.clades, sizes.known_asvs, sizes.longest_known)
+        read = self.features.width
+        if sizes.attention_layers:
+            self.target_abundance = AbundanceEmbedding(dim)
+            self.target_encoder = Transformer(dim, attention_heads, sizes.attention_layers, sizes.dropout)
+            self.target_summary = SampleSummary(dim, attention_heads)
+            self.target_norm = nn.LayerNorm(dim)
+            read += dim
+        self.target_heads = nn.ModuleList(_head(read, sizes) for _ in range(sizes.heads))
         if sizes.count_head:
             self.count_abundance = AbundanceEmbedding(dim, hideable=True)
-            self.count_encoder = Transformer(dim, heads, sizes.attention_layers, sizes.dropout)
+            self.count_encoder = Transformer(dim, attention_heads, max(1, sizes.attention_layers), sizes.dropout)
             self.count_head = nn.Linear(dim, 1)
         self.train()
 
@@ -80,27 +84,74 @@ class SequencePredictor(nn.Module):
         return self
 
     def forward(
-        self, batch: Batch, *, chunk_size: int | None = None, known: KnownOutputs | None = None
+        self,
+        batch: Batch,
+        *,
+        chunk_size: int | None = None,
+        cached_vectors: Tensor | None = None,
+        cached_features: Tensor | None = None,
     ) -> PredictorOutput:
-        """Predict the target of a batch; see `SequenceEncoder.forward` for the parameters."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
-            base = self.base(batch, chunk_size=chunk_size, known=known)
-        target_BO = self.of_target(batch, base)
-        if batch.count_masked is None:
-            return PredictorOutput(base=base, target=target_BO)
-        abundance_BSD = self.count_abundance(batch.log_abundance, batch.count_masked)
-        assert base.asvs is not None
-        count_BSD = self.count_encoder(base.asvs + abundance_BSD, batch.slot_mask)
-        log_abundance_BS = self.count_head(count_BSD).squeeze(-1).float()
-        return PredictorOutput(base=base, target=target_BO, log_abundance=log_abundance_BS)
+        """Predict the target of a batch.
 
-    def of_target(self, batch: Batch, base: EncoderOutput) -> Tensor:
-        """What the target's head says of a batch, given what the encoder says: float32 [B, O]."""
-        # Stage 1 may have learned to look past abundances, which most targets depend on.
-        states_BSD = base.states + self.target_abundance(batch.log_abundance)
-        states_BSD = self.target_encoder(states_BSD, batch.slot_mask)
-        summary_BD = self.target_summary(states_BSD, batch.slot_mask, batch.log_abundance)
-        parts = [self.target_norm(summary_BD), self.base_norm(base.summary)]
-        if self.target_groups is not None:
-            parts.append(self.target_groups(base.vectors, batch.slot, batch.slot_mask, batch.log_abundance))
-        return self.target_head(torch.cat([part.float() for part in parts], dim=-1)).float()
+        Parameters
+        ----------
+        batch, chunk_size, cached_vectors
+            See `SequenceEncoder.forward`.
+        cached_features : Tensor of float32 [B, F], optional
+            Features of the samples, computed before, for a model whose heads read nothing else.
+        """
+        if cached_features is not None:
+            assert self.reads_features_alone, "its heads read the ASVs too"
+            heads_BHO = self._heads(cached_features, None)
+            return PredictorOutput(target=heads_BHO.mean(dim=1), heads=heads_BHO, base=None)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
+            base = self.base(batch, chunk_size=chunk_size, cached_vectors=cached_vectors)
+        log_abundance_BS = None
+        if batch.count_masked is not None:
+            abundance_BSD = self.count_abundance(batch.log_abundance, batch.count_masked)
+            count_BSD = self.count_encoder(_by_slot(batch, base) + abundance_BSD, batch.slot_mask)
+            log_abundance_BS = self.count_head(count_BSD).squeeze(-1).float()
+        heads_BHO = self.predict_heads(batch, base)
+        return PredictorOutput(
+            target=heads_BHO.mean(dim=1), heads=heads_BHO, base=base, log_abundance=log_abundance_BS
+        )
+
+    @property
+    def reads_features_alone(self) -> bool:
+        """Whether the features of a sample are all that the heads read."""
+        return not self.sizes.attention_layers and not self.sizes.count_head
+
+    def predict_heads(self, batch: Batch, base: EncoderOutput) -> Tensor:
+        """Outputs of the target heads, given that of the encoder: float32 [B, H, O]."""
+        summary_BD = None
+        if self.sizes.attention_layers:
+            states_BSD = _by_slot(batch, base) + self.target_abundance(batch.log_abundance)
+            states_BSD = self.target_encoder(states_BSD, batch.slot_mask)
+            summary_BD = self.target_norm(self.target_summary(states_BSD, batch.slot_mask, batch.log_abundance))
+        return self._heads(self.features(batch, base), summary_BD)
+
+    def _heads(self, features_BF: Tensor, summary_BD: Tensor | None) -> Tensor:
+        read_BF = self.features.standardised(features_BF)
+        if summary_BD is not None:
+            read_BF = torch.cat([read_BF, summary_BD.float()], dim=1)
+        return torch.stack([head(read_BF).float() for head in self.target_heads], dim=1)
+
+
+def _head(read: int, sizes: PredictorSizes) -> nn.Module:
+    hidden = sizes.hidden
+    return nn.Sequential(
+        Dropout(INPUT_DROPOUT),
+        nn.Linear(read, hidden),
+        nn.GELU(),
+        Dropout(sizes.dropout),
+        nn.Linear(hidden, hidden // 2),
+        nn.GELU(),
+        Dropout(sizes.dropout),
+        nn.Linear(hidden // 2, sizes.outputs),
+    )
+
+
+def _by_slot(batch: Batch, base: EncoderOutput) -> Tensor:
+    """Vectors of the ASVs of each sample: [B, S, D]."""
+    # An embedding look-up: its backward adds in a fixed order, plain indexing on CPU does not.
+    return F.embedding(batch.slot, base.vectors)

@@ -22,8 +22,7 @@ from aam.data.prepare import prepare
 from aam.ensemble.groups import Nearest
 from aam.predict.samples import Crew, Each, Worker, open_cache, this_process
 from aam.predict.table import choose, sources, what_is_new
-from aam.training.base_cache import encoder_of
-from aam.training.checkpoint import Checkpoint, ModelSpec
+from aam.training.checkpoint import Checkpoint
 from aam.training.metrics import class_probabilities
 from aam.training.step import autocast_of
 from aam.training.targets import Target
@@ -168,7 +167,7 @@ def _predict(
     spec, size = worker.loaded.spec, SHARE * worker.batch_size
     shares = [ids[start : start + size] for start in range(0, len(ids), size)]
     outputs = np.empty((len(ids), spec.target.outputs if spec.target else 0), np.float32)
-    embeddings = np.empty((len(ids), spec.encoder.embedding_dim), np.float32)
+    embeddings = np.empty((len(ids), spec.encoder.clades), np.float32)
     with _bar(len(ids), "samples") as bar:
         for number, found in each(Worker.predict, shares, vectors, nearest):
             rows = slice(number * size, number * size + len(shares[number]))
@@ -216,14 +215,6 @@ def _in_own_units(
 
 def _distances(loaded: Checkpoint) -> str:
     """What a model's embeddings say of UniFrac."""
-    encoder = encoder_of(loaded.model)
-    offset, scale = encoder.distance_offset.item(), encoder.distance_log_scale.exp().item()
-    is_untouched = (offset, scale) == (0, 1)  # as a new encoder has them; the first UniFrac changes both
-    if is_untouched or not _keeps_unifrac(loaded.spec):
-        return "the base was trained without UniFrac, for which their distances do not stand"
-    return f"UniFrac of two samples is about {offset:.4g} + {scale:.4g} times their distance"
-
-
-def _keeps_unifrac(spec: ModelSpec) -> bool:
-    """Whether the base is as it was, or was last trained for UniFrac, the variance of which is 1 in no study."""
-    return spec.freeze_base or spec.distance_variance != 1.0
+    if "unweighted" not in {learned.metric for learned in loaded.spec.unifrac}:
+        return "clades weighted by their lengths; the base was trained without unweighted UniFrac"
+    return "clades weighted by their lengths; 1 - sum(min) / sum(max) of two samples is about their unweighted UniFrac"

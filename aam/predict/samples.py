@@ -18,7 +18,7 @@ from aam.data.batches import BatchPlan, Draw, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.ensemble.groups import Nearest
-from aam.model.sequence_encoder import EncoderOutput, KnownOutputs
+from aam.model.sequence_encoder import EncoderOutput
 from aam.model.sequence_predictor import PredictorOutput, SequencePredictor
 from aam.training.base_cache import BaseCache, encode_asvs, encoder_of
 from aam.training.checkpoint import Checkpoint
@@ -88,7 +88,8 @@ def predict_samples(
             outputs[rows] = output.target.cpu().numpy()
         if embeddings is not None:
             encoder = output.base if isinstance(output, PredictorOutput) else output
-            embeddings[rows] = encoder.embedding.cpu().numpy()
+            assert encoder is not None, "only features of samples are cached in training"
+            embeddings[rows] = (encoder.profiles.presence * encoder.lengths).cpu().numpy()
     if loaded.ensemble is None or loaded.spec.target is None:
         return outputs
     return loaded.ensemble.outputs(outputs, fixed_draws(plan), nearest or vectors, loaded.spec.target)
@@ -107,7 +108,7 @@ def batch_outputs(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> Iterator[tuple[Batch, PredictorOutput | EncoderOutput]]:
-    """Each batch, without its tokens, and what the model says of it, on the device; see `predict_samples`.
+    """Each batch and the output of the model for it, on the device; see `predict_samples`.
 
     Of the networks of an ensemble, the mean.
     """
@@ -115,14 +116,15 @@ def batch_outputs(
     others = [] if loaded.ensemble is None else [_with_heads(model, of).to(device) for of in loaded.ensemble.networks]
     for index in range(len(batches)):
         batch = batches[index]
-        known = KnownOutputs(asvs=torch.from_numpy(vectors[batch.asvs.numpy()]).to(device))
-        batch = dataclasses.replace(batch, tokens=batch.tokens[:0]).to(device)
+        cached_vectors = torch.from_numpy(vectors[batch.asvs.numpy()]).to(device)
+        batch = batch.to(device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            output = model(batch, known=known)
+            output = model(batch, cached_vectors=cached_vectors)
             if others:
                 assert isinstance(output, PredictorOutput)
-                said = [output.target, *(other.of_target(batch, output.base) for other in others)]
-                output = dataclasses.replace(output, target=torch.stack(said).mean(dim=0))
+                assert output.base is not None
+                targets = [output.target, *(other.predict_heads(batch, output.base).mean(dim=1) for other in others)]
+                output = dataclasses.replace(output, target=torch.stack(targets).mean(dim=0))
         yield batch, output
 
 
@@ -160,7 +162,7 @@ def open_cache(
     """
     # A base that was trained along with its heads is not met again by other runs.
     is_met_again = loaded.spec.predictor is None or loaded.spec.freeze_base
-    return BaseCache(loaded.model, dataset, None, autocast, chunk_size=chunk_size, on_disk=base_cache and is_met_again)
+    return BaseCache(loaded.model, dataset, autocast, chunk_size=chunk_size, on_disk=base_cache and is_met_again)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ class Worker:
         self, sample_ids: Sequence[str], vectors: np.ndarray, nearest: Nearest | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Outputs [n, O] and embeddings [n, D] of samples, from the vectors of their ASVs; see `predict_samples`."""
-        embeddings = np.empty((len(sample_ids), self.loaded.spec.encoder.embedding_dim), np.float32)
+        embeddings = np.empty((len(sample_ids), self.loaded.spec.encoder.clades), np.float32)
         outputs = predict_samples(
             self.loaded,
             self.dataset,

@@ -23,12 +23,12 @@ from aam.config import DataContract
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
 from aam.model.sizes import EncoderSizes, PredictorSizes
-from aam.training.targets import Target
+from aam.training.targets import Target, UnifracTarget
 
 if TYPE_CHECKING:
     from aam.ensemble.ensemble import Ensemble
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
 ENSEMBLE = "ensemble.safetensors"
 
@@ -44,8 +44,8 @@ class ModelSpec:
     target: Target | None = None
     """None in stage 1."""
     freeze_base: bool = False
-    distance_mean: float = 0.0
-    distance_variance: float = 1.0
+    unifrac: tuple[UnifracTarget, ...] = ()
+    """Metrics that the encoder's clades tell; none where it never learned them, or was trained on for a target alone."""
 
     def build(self) -> SequenceEncoder | SequencePredictor:
         """A model with new weights, from torch's random state."""
@@ -69,6 +69,7 @@ class ModelSpec:
                 "contract": DataContract(**data["contract"]),
                 "predictor": None if predictor is None else PredictorSizes(**predictor),
                 "target": None if target is None else Target.from_dict(target),
+                "unifrac": tuple(UnifracTarget(**learned) for learned in data["unifrac"]),
             }
         )
 
@@ -205,8 +206,8 @@ def load(path: Path) -> Checkpoint:
     described = json.loads((path / CONFIG).read_text())
     if described.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: checkpoint of format {described.get('format_version')}, this version of aam reads "
-            f"format {FORMAT_VERSION}"
+            f"{path}: a checkpoint of format {described.get('format_version')}, and this version of aam reads "
+            f"format {FORMAT_VERSION}; train it anew, or use the version of aam that wrote it"
         )
     spec = ModelSpec.from_dict(described["spec"])
     model = spec.build()

@@ -12,11 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from aam.training.metrics import EpochArrays
+from aam.config import UnifracMetric
+from aam.training.metrics import UNIFRAC_TAGS, EpochArrays
 from aam.training.targets import Target
 
 DPI = 100
 MAX_POINTS = 20_000
+UNIFRAC_NAMES: dict[UnifracMetric, str] = {
+    "unweighted": "unweighted UniFrac",
+    "weighted": "weighted UniFrac",
+    "faith_pd": "Faith's PD",
+}
 _AS_TEXT: dict[Any, Any] = {"text.parse_math": False}
 """A class may be named $10_$20."""
 
@@ -35,11 +41,11 @@ def make_figures(arrays: EpochArrays, target: Target | None) -> dict[str, Figure
     Returns
     -------
     dict of str to Figure
-        Those of `unifrac`, `target`, `confusion_matrix` and `counts` that the predictions allow.
+        Those of the UniFrac metrics, `target`, `confusion_matrix` and `counts` that the predictions allow.
     """
     figures = {}
-    if arrays.unifrac is not None and arrays.unifrac_true is not None:
-        figures["unifrac"] = _scatter(arrays.unifrac_true, arrays.unifrac, "UniFrac distance")
+    for metric, scored in arrays.unifrac.items():
+        figures[UNIFRAC_TAGS[metric]] = _scatter(scored.truth, scored.predicted, UNIFRAC_NAMES[metric])
     if target is not None and arrays.target is not None and arrays.target_true is not None:
         if target.classes:
             figures["confusion_matrix"] = _confusion(arrays.target_true, arrays.target.argmax(axis=1), target)

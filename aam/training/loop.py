@@ -18,10 +18,11 @@ from aam.batch import Batch
 from aam.config import LoopConfig
 from aam.data.batches import BatchPlan, EpochBatches, count_batches
 from aam.data.draw import FIXED_DRAW, generator
-from aam.model.sequence_encoder import KnownOutputs
+from aam.model.sequence_predictor import SequencePredictor
 from aam.training import checkpoint, collectives
 from aam.training.base_cache import BaseCache
 from aam.training.checkpoint import ModelSpec, TrainingState
+from aam.training.feature_cache import FeatureCache
 from aam.training.logs import ProgressBar, RunLog, summary_line
 from aam.training.memory import clear_cache, keep_freed_memory, out_of_memory_advice
 from aam.training.metrics import EpochArrays, EpochRecord
@@ -72,7 +73,9 @@ class Engine:
     device: torch.device
     autocast: torch.dtype | None
     cache: BaseCache | None
-    """What the encoder says of ASVs and samples, where it is frozen."""
+    """Vectors of the ASVs, where the encoder is frozen."""
+    features: FeatureCache | None
+    """Features of the samples in their fixed rarefaction, where the heads read nothing else."""
 
     @property
     def epochs(self) -> int:
@@ -185,7 +188,7 @@ def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> tuple[dict[
     bar = ProgressBar(epoch, engine.epochs, len(batches), shown=collectives.rank() == 0, file=task.bar_file)
     pending: list[tuple[torch.Tensor, list[str]]] = []  # updates not yet looked at: flag, samples
     running, finite, group_ids = torch.zeros((), device=engine.device), _true(engine), []
-    for number, (batch, known) in enumerate(load(engine, batches), start=1):
+    for number, (batch, cached) in enumerate(load(engine, batches), start=1):
         group = _group_size(number, len(batches), config.gradient_accumulation_steps)
         last_of_group = number % config.gradient_accumulation_steps == 0 or number == len(batches)
         with _no_sync(engine.module, not last_of_group):
@@ -195,7 +198,7 @@ def train_epoch(engine: Engine, state: TrainingState, epoch: int) -> tuple[dict[
                 task.objective,
                 autocast=engine.autocast,
                 chunk_size=config.asv_chunk_size,
-                known=known,
+                **cached,
             )
             task.objective.weights.check(losses)
             total = task.objective.weights.total(losses)
@@ -231,7 +234,7 @@ def validate(engine: Engine) -> tuple[dict[str, float], EpochArrays]:
     engine.module.eval()
     record = EpochRecord(task.objective, engine.device)
     batches = EpochBatches(task.val, FIXED_DRAW, rank=collectives.rank(), world=collectives.world_size())
-    for batch, known in load(engine, batches):
+    for batch, cached in load(engine, batches):
         # The bare model: DDP has nothing to do without gradients.
         losses, predictions = step(
             task.model,
@@ -239,7 +242,7 @@ def validate(engine: Engine) -> tuple[dict[str, float], EpochArrays]:
             task.objective,
             autocast=engine.autocast,
             chunk_size=task.config.asv_chunk_size,
-            known=known,
+            **cached,
         )
         record.add(batch, losses, predictions)
         clear_cache(task.config, "batch")
@@ -247,8 +250,8 @@ def validate(engine: Engine) -> tuple[dict[str, float], EpochArrays]:
     return record.losses() | arrays.metrics(task.objective.target), arrays
 
 
-def load(engine: Engine, batches: EpochBatches) -> Iterator[tuple[Batch, KnownOutputs | None]]:
-    """The batches on the device, with what a frozen encoder is known to say of them."""
+def load(engine: Engine, batches: EpochBatches) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
+    """The batches on the device and, where the encoder is frozen, what is cached for `step`."""
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -256,10 +259,12 @@ def load(engine: Engine, batches: EpochBatches) -> Iterator[tuple[Batch, KnownOu
         pin_memory=engine.device.type == "cuda",
     )
     for host_batch in loader:
-        known = None
-        if engine.cache is not None:
-            known = engine.cache.known(host_batch, fixed_draws=batches.has_fixed_draws)
-        yield host_batch.to(engine.device), known
+        cached = {}
+        if engine.features is not None and batches.has_fixed_draws:
+            cached["cached_features"] = engine.features.features_of(host_batch)
+        elif engine.cache is not None:
+            cached["cached_vectors"] = engine.cache.vectors_of(host_batch)
+        yield host_batch.to(engine.device), cached
 
 
 def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState) -> Engine:
@@ -288,11 +293,12 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
                 "note: this CPU has bf16 instructions; try --precision fastest, half to two thirds of the time",
                 flush=True,
             )
-    cache = None
+    cache = features = None
     if task.spec.freeze_base and config.base_cache:
-        cache = BaseCache(
-            task.model, task.train.dataset, task.spec.contract, autocast, chunk_size=config.asv_chunk_size
-        )
+        cache = BaseCache(task.model, task.train.dataset, autocast, chunk_size=config.asv_chunk_size)
+        assert isinstance(task.model, SequencePredictor)
+        if FeatureCache.fits(task.model, task.train.dataset):
+            features = FeatureCache(task.model, task.train.dataset, cache)
     return Engine(
         task=task,
         module=module,
@@ -302,6 +308,7 @@ def _make_engine(task: Task, optimizer: torch.optim.AdamW, state: TrainingState)
         device=device,
         autocast=autocast,
         cache=cache,
+        features=features,
     )
 
 

@@ -1,12 +1,13 @@
 """The losses, each as a sum over this worker's part and a count over all workers'.
 
 Shape letters: B samples, G samples over all workers, S ASV slots, U distinct ASVs, K masked positions,
-V vocabulary, O outputs.
+V vocabulary, H heads of the target, O outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aam.batch import Batch
+from aam.config import UnifracMetric
 from aam.training.targets import Target
 
 
@@ -40,10 +42,12 @@ class Losses:
     count: LossTerm | None = None
     base: LossTerm | None = None
     nuc: LossTerm | None = None
+    metrics: dict[UnifracMetric, LossTerm] = dataclasses.field(default_factory=dict)
+    """Of each UniFrac metric, where there are several; `base` is their mean."""
 
     def present(self) -> dict[str, LossTerm]:
-        """The losses that exist, by name."""
-        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        """The losses that exist and count in the total, by name."""
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "metrics")
         return {name: term for name, term in pairs if term is not None}
 
 
@@ -67,13 +71,30 @@ class LossWeights:
         assert weighted == losses.present().keys(), f"weights {weighted}, losses {losses.present().keys()}"
 
 
-def unifrac_loss(predicted_BG: Tensor, batch: Batch, variance: float) -> LossTerm:
-    """Squared error over all pairs of different samples, over the variance of the distances."""
-    assert batch.unifrac is not None
-    squared_BG = (predicted_BG - batch.unifrac).square()
-    own = torch.arange(predicted_BG.shape[0], device=predicted_BG.device)
-    squared_BG = squared_BG.index_put((own, own + batch.global_rows.start), squared_BG.new_zeros(()))
-    return LossTerm(squared_BG.sum() / variance, batch.pair_total)
+def unifrac_loss(predicted: Tensor, truth: Tensor, batch: Batch, variance: float) -> LossTerm:
+    """Squared error over the variance of the metric: of all pairs of different samples, or of each sample.
+
+    Parameters
+    ----------
+    predicted, truth : Tensor of float32
+        Distances [B, G] of this worker's samples to all of the batch; of Faith's PD, [B].
+    batch : Batch
+        Tells which samples these are.
+    variance : float
+        Of the metric among the training samples.
+    """
+    squared = (predicted - truth).square()
+    if predicted.ndim == 1:
+        return LossTerm(squared.sum() / variance, batch.global_size)
+    own = torch.arange(len(predicted), device=predicted.device)
+    squared = squared.index_put((own, own + batch.global_rows.start), squared.new_zeros(()))
+    return LossTerm(squared.sum() / variance, batch.pair_total)
+
+
+def mean_term(terms: Sequence[LossTerm]) -> LossTerm:
+    """The mean of several losses, counted as the first is."""
+    count = terms[0].count
+    return LossTerm(torch.stack([term.share for term in terms]).mean() * count, count)
 
 
 def nucleotide_loss(logits_UKV: Tensor, batch: Batch) -> LossTerm:
@@ -92,8 +113,14 @@ def count_loss(predicted_BS: Tensor, batch: Batch) -> LossTerm:
     return LossTerm((error_BS * batch.count_masked).sum(), batch.count_total)
 
 
-def target_loss(predicted_BO: Tensor, batch: Batch, target: Target) -> LossTerm:
-    """Loss of the target: cross entropy, or huber, mse, mae or mean pinball loss of the transformed number."""
+def target_loss(heads_BHO: Tensor, batch: Batch, target: Target) -> LossTerm:
+    """Loss of the target, the mean over the heads: each learns by itself, so that their errors differ."""
+    terms = [_head_loss(head_BO, batch, target) for head_BO in heads_BHO.unbind(dim=1)]
+    return LossTerm(torch.stack([term.sum for term in terms]).mean(), terms[0].count)
+
+
+def _head_loss(predicted_BO: Tensor, batch: Batch, target: Target) -> LossTerm:
+    """Cross entropy, or huber, mse, mae or mean pinball loss of the transformed number."""
     assert batch.target is not None
     if target.classes:
         weights = predicted_BO.new_tensor(target.class_weights) if target.class_weights else None

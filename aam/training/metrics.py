@@ -5,16 +5,24 @@ Those two take a second to import, which processes that compute no metrics shoul
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
 
 from aam.batch import Batch
+from aam.config import UnifracMetric
 from aam.training.collectives import all_reduce_sum, gather_array, world_size
 from aam.training.losses import Losses
 from aam.training.step import Objective, Predictions
 from aam.training.targets import Target
+
+UNIFRAC_TAGS: dict[UnifracMetric, str] = {
+    "unweighted": "unifrac",
+    "weighted": "weighted_unifrac",
+    "faith_pd": "faith_pd",
+}
+"""How the tags of a metric's losses and scores begin."""
 
 
 @dataclass
@@ -48,7 +56,8 @@ class EpochRecord:
         finite : Tensor of bool [], optional
             False where the loss was not finite on this worker, which then adds nothing to the sums.
         """
-        for name, term in losses.present().items():
+        beside = {UNIFRAC_TAGS[metric]: term for metric, term in losses.metrics.items()}
+        for name, term in (losses.present() | beside).items():
             value = term.sum.detach().double()  # float32 does not count beyond 2 ** 24 nucleotides
             count = torch.full((), term.count, dtype=torch.float64, device=self.device)
             if finite is not None:
@@ -59,11 +68,13 @@ class EpochRecord:
             self._keep(target=predictions.target)
             if batch.target is not None:
                 self._keep(target_true=batch.target)
-        if predictions.unifrac is not None and batch.unifrac is not None:
-            B, G = batch.unifrac.shape
-            # Pairs of different samples, each once over all workers.
-            i, j = torch.triu_indices(B, G, offset=batch.global_rows.start + 1, device=self.device)
-            self._keep(unifrac=predictions.unifrac[i, j], unifrac_true=batch.unifrac[i, j])
+        for metric, predicted in predictions.unifrac.items():
+            truth, tag = getattr(batch, metric), UNIFRAC_TAGS[metric]
+            if truth.ndim == 2:
+                # Pairs of different samples, each once over all workers.
+                i, j = torch.triu_indices(*truth.shape, offset=batch.global_rows.start + 1, device=self.device)
+                predicted, truth = predicted[i, j], truth[i, j]
+            self._keep(**{tag: predicted, f"{tag}_true": truth})
         if predictions.log_abundance is not None and batch.count_masked is not None:
             self._keep(
                 count=predictions.log_abundance.flatten(),
@@ -86,7 +97,8 @@ class EpochRecord:
         if min(counts) == 0:
             return {}
         means = {name: total / n for name, total, n in zip(self.sums, totals, counts, strict=True)}
-        total = sum((getattr(self.objective.weights, name) * mean for name, mean in means.items()), 0.0)
+        weights = {f.name: getattr(self.objective.weights, f.name) for f in fields(self.objective.weights)}
+        total = sum((weights[name] * mean for name, mean in means.items() if name in weights), 0.0)
         return {"total_loss": total} | {f"{name}_loss": mean for name, mean in means.items()}
 
     def arrays(self) -> EpochArrays:
@@ -101,8 +113,19 @@ class EpochRecord:
             found.nucleotide_accuracy = all_reduce_sum(own).item() / self.masked_total
         for name, values in host.items():
             gathered = gather_array(values.reshape(-1), self.device)
-            setattr(found, name, gathered.reshape(-1, *values.shape[1:]))
-        return found
+            host[name] = gathered.reshape(-1, *values.shape[1:])
+        for metric, tag in UNIFRAC_TAGS.items():
+            if tag in host:
+                found.unifrac[metric] = Scored(predicted=host.pop(tag), truth=host.pop(f"{tag}_true"))
+        return replace(found, **host)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Predictions and truth [n] of one quantity."""
+
+    predicted: np.ndarray
+    truth: np.ndarray
 
 
 @dataclass
@@ -113,8 +136,8 @@ class EpochArrays:
     """[n, O]: as the model says them."""
     target_true: np.ndarray | None = None
     """[n]: transformed, or class codes."""
-    unifrac: np.ndarray | None = None
-    unifrac_true: np.ndarray | None = None
+    unifrac: dict[UnifracMetric, Scored] = field(default_factory=dict)
+    """Of pairs of samples that were in a batch together; of Faith's PD, of samples."""
     count: np.ndarray | None = None
     count_true: np.ndarray | None = None
     nucleotide_accuracy: float | None = None
@@ -122,11 +145,12 @@ class EpochArrays:
     def metrics(self, target: Target | None) -> dict[str, float]:
         """All metrics that the predictions allow, by tag; one that is not defined is absent."""
         found: dict[str, float] = {}
-        if self.unifrac is not None and self.unifrac_true is not None:
-            truth, predicted = _finite_rows(self.unifrac_true, self.unifrac)
-            found |= _named("unifrac_", regression_metrics(truth, predicted), ("mae", "r2"))
+        for metric, scored in self.unifrac.items():
+            truth, predicted = _finite_rows(scored.truth, scored.predicted)
+            found |= _named(f"{UNIFRAC_TAGS[metric]}_", regression_metrics(truth, predicted), ("mae", "r2"))
             if len(truth) > 1 and np.ptp(truth) > 0:
-                found["unifrac_std_ratio"] = float(predicted.std() / truth.std())  # near 0: collapsed
+                ratio = float(predicted.std() / truth.std())  # near 0: collapsed
+                found[f"{UNIFRAC_TAGS[metric]}_std_ratio"] = ratio
         if self.nucleotide_accuracy is not None:
             found["nuc_accuracy"] = self.nucleotide_accuracy
         if self.count is not None and self.count_true is not None:

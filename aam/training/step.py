@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from aam.batch import Batch
-from aam.model.sequence_encoder import KnownOutputs, unifrac_distances
+from aam.config import UnifracMetric
+from aam.model.clades import unweighted_unifrac, weighted_unifrac
+from aam.model.sequence_encoder import EncoderOutput
 from aam.training.collectives import all_gather_rows
 from aam.training.losses import (
     Losses,
+    LossTerm,
     LossWeights,
     count_loss,
+    mean_term,
     nucleotide_loss,
     target_loss,
     unifrac_loss,
 )
-from aam.training.targets import Target
+from aam.training.targets import Target, UnifracTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,8 @@ class Objective:
     weights: LossWeights
     target: Target | None = None
     """None in stage 1."""
-    distance_mean: float = 0.0
-    """Mean UniFrac distance of the training samples."""
-    distance_variance: float = 1.0
-    """Variance of the same: the unit of the UniFrac loss."""
+    unifrac: tuple[UnifracTarget, ...] = ()
+    """Metrics that the clades learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,24 @@ class Predictions:
 
     target: Tensor | None = None
     """float32 [B, O]"""
-    unifrac: Tensor | None = None
-    """float32 [B, G]"""
+    unifrac: dict[UnifracMetric, Tensor] = field(default_factory=dict)
+    """float32 [B, G] by metric; of Faith's PD, [B]."""
     log_abundance: Tensor | None = None
     """float32 [B, S]"""
     nucleotides_right: Tensor | None = None
     """float32 []: scored masked positions that were filled in rightly."""
+
+
+def predict_unifrac(
+    metric: UnifracMetric, output: EncoderOutput, rank_sizes: list[int]
+) -> Tensor:
+    """A metric of this worker's samples: distances to all samples of all workers [B, G], or Faith's PD [B]."""
+    if metric == "faith_pd":
+        return output.faith_pd
+    own = output.profiles.presence if metric == "unweighted" else output.profiles.share
+    everyone = all_gather_rows(own, rank_sizes)
+    function = unweighted_unifrac if metric == "unweighted" else weighted_unifrac
+    return function(own, everyone, output.lengths)
 
 
 def autocast_of(precision: str, device: str) -> torch.dtype | None:
@@ -66,7 +80,8 @@ def step(
     *,
     autocast: torch.dtype | None = None,
     chunk_size: int | None = None,
-    known: KnownOutputs | None = None,
+    cached_vectors: Tensor | None = None,
+    cached_features: Tensor | None = None,
 ) -> tuple[Losses, Predictions]:
     """Run the model on a batch and score it.
 
@@ -82,20 +97,30 @@ def step(
         Arithmetic of the forward pass; losses are float32 always.
     chunk_size : int, optional
         Distinct ASVs encoded at a time.
-    known : KnownOutputs, optional
-        What is known already of what the encoder says of the batch.
+    cached_vectors : Tensor [U, D], optional
+        Vectors of the ASVs, computed before by a frozen encoder.
+    cached_features : Tensor [B, F], optional
+        Features of the samples, computed before; see `SequencePredictor.forward`.
     """
+    cached = {"cached_vectors": cached_vectors} if cached_features is None else {"cached_features": cached_features}
     with torch.autocast(batch.tokens.device.type, dtype=autocast, enabled=autocast is not None):
-        output = model(batch, chunk_size=chunk_size, known=known)
+        output = model(batch, chunk_size=chunk_size, **cached)
     encoder = output if objective.target is None else output.base
     base = nuc = count = target = None
     predicted: dict[str, Tensor] = {}
-    if batch.unifrac is not None:
-        everyone = all_gather_rows(encoder.embedding, batch.rank_sizes)
-        distances = unifrac_distances(encoder.embedding, everyone, encoder.offset, encoder.scale)
-        base = unifrac_loss(distances, batch, objective.distance_variance)
-        predicted["unifrac"] = distances.detach()
+    unifrac: dict[UnifracMetric, Tensor] = {}
+    metrics: dict[UnifracMetric, LossTerm] = {}
+    for asked in objective.unifrac:
+        truth = getattr(batch, asked.metric)
+        if truth is not None:
+            assert encoder is not None, "features of samples were cached, and UniFrac is to be learned"
+            found = predict_unifrac(asked.metric, encoder, batch.rank_sizes)
+            metrics[asked.metric] = unifrac_loss(found, truth, batch, asked.variance)
+            unifrac[asked.metric] = found.detach()
+    if metrics:
+        base = mean_term([*metrics.values()])
     if batch.masked_position is not None:
+        assert encoder is not None
         nuc = nucleotide_loss(encoder.nucleotide_logits, batch)
         truth = batch.tokens.gather(1, batch.masked_position)
         right = (encoder.nucleotide_logits.detach().argmax(dim=-1) == truth) & batch.masked_scored
@@ -103,8 +128,9 @@ def step(
     if objective.target is not None:
         predicted["target"] = output.target.detach()
         if batch.target is not None:
-            target = target_loss(output.target, batch, objective.target)
+            target = target_loss(output.heads, batch, objective.target)
         if batch.count_masked is not None:
             count = count_loss(output.log_abundance, batch)
             predicted["log_abundance"] = output.log_abundance.detach()
-    return Losses(target=target, count=count, base=base, nuc=nuc), Predictions(**predicted)
+    losses = Losses(target=target, count=count, base=base, nuc=nuc, metrics=metrics if len(metrics) > 1 else {})
+    return losses, Predictions(unifrac=unifrac, **predicted)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from aam.config import UnifracMetric
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetTransform:
@@ -67,6 +69,16 @@ class TargetTransform:
         # A wild prediction stays below 1e30, where the square of an error is still a number.
         values = np.asarray(values, dtype=np.float64) * self.scale + self.shift
         return np.expm1(np.minimum(values, math.log(1e30))) if self.kind == "log1p-zscore" else values
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnifracTarget:
+    """A UniFrac metric that an encoder learned, with its mean and variance among the training samples."""
+
+    metric: UnifracMetric
+    mean: float
+    variance: float
+    """The unit of its loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
