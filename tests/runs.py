@@ -32,9 +32,12 @@ from aam.training.loop import fit
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"batch_size": 8, "epochs": 2, "lr": 1e-3, "report": False}
-TINY = ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=1, kmer=3)
-STILL = ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=1, kmer=3, dropout=0.0)
-"""Without dropout, whose random numbers differ between ways of cutting up a batch."""
+TINY = ModelConfig(embedding_dim=16, attention_heads=2, clades=32, kmer=3)
+"""Reads k-mers alone."""
+DEEP = ModelConfig(embedding_dim=16, attention_heads=2, clades=32, kmer=3, asv_layers=1)
+"""Has a nucleotide stack too, and so masked nucleotides to predict."""
+STILL = ModelConfig(embedding_dim=16, attention_heads=2, clades=32, kmer=3, asv_layers=1, dropout=0.0)
+"""The same without dropout, whose random numbers differ between ways of cutting up a batch (see `without_dropout`)."""
 
 
 def data_config(folder: Path, **changed: Any) -> DataConfig:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from aam.batch import Batch
 from aam.data import tokens
+from aam.model.cpu import Dropout
 from aam.model.sizes import EncoderSizes, PredictorSizes
 
-SIZES = EncoderSizes(
-    embedding_dim=16, attention_heads=2, attention_layers=2, asv_layers=2, dropout=0.0, kmer=3, max_bp=40
-)
-PREDICTOR = PredictorSizes(attention_layers=2, dropout=0.0, asv_groups=5)
+SIZES = EncoderSizes(embedding_dim=16, clades=12, attention_heads=2, asv_layers=2, dropout=0.0, kmer=3, max_bp=40)
+PREDICTOR = PredictorSizes(attention_layers=2, dropout=0.0, known_asvs=5, longest_known=25, heads=3, hidden=16)
 
+M = TypeVar("M", bound=nn.Module)
 Sample = Sequence[tuple[int, int]]
 """Pairs of an ASV and its reads."""
+
+
+def without_dropout(model: M) -> M:
+    """The same model with no dropout anywhere: the target heads have some that no setting takes away."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+    return model
 
 
 def random_sequences(number: int, *, seed: int = 0, shortest: int = 12, longest: int = 24) -> list[str]:
