@@ -16,10 +16,11 @@ from torch import nn
 from aam.data import tokens
 from aam.model import asv_encoder
 from aam.model.asv_encoder import kmer_frequencies
+from aam.model.clades import unweighted_unifrac, weighted_unifrac
 from aam.model.layers import Transformer
-from aam.model.sequence_encoder import KnownOutputs, SequenceEncoder, unifrac_distances
+from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
-from tensors import PREDICTOR, SIZES, make_batch, random_sequences
+from tensors import PREDICTOR, SIZES, make_batch, random_sequences, without_dropout
 
 SEQUENCES = random_sequences(9)
 SAMPLES = [
@@ -35,7 +36,21 @@ KINDS = ["encoder", "predictor"]
 def make_model(kind: str, **changed) -> nn.Module:
     torch.manual_seed(3)
     base = SequenceEncoder(dataclasses.replace(SIZES, **changed))
-    return base if kind == "encoder" else SequencePredictor(base, PREDICTOR)
+    return base if kind == "encoder" else with_features(SequencePredictor(base, PREDICTOR))
+
+
+@torch.no_grad()
+def with_features(model: SequencePredictor) -> SequencePredictor:
+    """Let it know four of the ASVs, and the spread of its features; its heads drop nothing."""
+    batch = batch_of(masked=0)
+    memberships = model.base.eval()(batch).memberships
+    known = [1, 4, 0, 7]
+    model.features.know(batch.tokens[known], memberships[known])
+    model.features.standardise(model.features(batch, model.base(batch)))
+    if not model.freeze_base:
+        model.base.train()
+    without_dropout(model.target_heads)
+    return model
 
 
 def batch_of(samples=SAMPLES, **settings):
@@ -53,17 +68,21 @@ def facts(model, batch, **arguments) -> dict[str, torch.Tensor]:
         for s in sorted(row.nonzero().flatten().tolist(), key=lambda s, b=b: batch.asvs[batch.slot[b, s]])
     ]
     b, s = torch.tensor(place).T
+    presence, share = base.profiles.presence, base.profiles.share
     found = {
-        "summary": base.summary,
-        "embedding": base.embedding,
-        "distances": unifrac_distances(base.embedding, base.embedding, base.offset, base.scale),
-        "asvs": base.asvs[b, s],
-        "states": base.states[b, s],
+        "presence": presence,
+        "share": share,
+        "unweighted": unweighted_unifrac(presence, presence, base.lengths),
+        "weighted": weighted_unifrac(share, share, base.lengths),
+        "faith_pd": base.faith_pd,
+        "vectors": base.vectors[batch.slot[b, s]],
+        "memberships": base.memberships[batch.slot[b, s]],
     }
     if base.nucleotide_logits is not None:
         found["nucleotides"] = base.nucleotide_logits[batch.slot[b, s]]
     if isinstance(model, SequencePredictor):
-        found["target"] = output.target
+        found["features"] = model.features(batch, base)
+        found["heads"], found["target"] = output.heads, output.target
         if output.log_abundance is not None:
             found["counts"] = output.log_abundance[b, s]
     return found
@@ -94,7 +113,7 @@ VARIANTS = {
 def test_what_does_not_matter(kind, variant):
     model = make_model(kind)
     expected, found = facts(model, batch_of()), facts(model, batch_of(**VARIANTS[variant]))
-    assert {"nucleotides", "embedding"} <= expected.keys()
+    assert {"nucleotides", "memberships"} <= expected.keys()
     assert_close(found, expected)
 
 
@@ -117,23 +136,39 @@ def test_chunks_change_neither_outputs_nor_gradients(kind, chunk_size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_known_asv_vectors_in_the_place_of_the_asv_encoder(kind):
+def test_cached_vectors_in_the_place_of_the_asv_encoder(kind):
     model, batch = make_model(kind), batch_of(masked=0)
     base = model.base if kind == "predictor" else model
-    known, _ = base.asv_encoder(batch.tokens)
-    assert_close(facts(model, batch, known=KnownOutputs(asvs=known)), facts(model, batch))
-    other = facts(model, batch, known=KnownOutputs(asvs=known.flip(0)))
-    assert (other["embedding"] - facts(model, batch)["embedding"]).abs().max() > 1e-3
+    vectors, _ = base.asv_encoder(batch.tokens)
+    assert_close(facts(model, batch, cached_vectors=vectors), facts(model, batch))
+    other = facts(model, batch, cached_vectors=vectors.flip(0))
+    assert (other["presence"] - facts(model, batch)["presence"]).abs().max() > 1e-3
 
 
-def test_known_samples_in_the_place_of_the_base():
-    model, batch = make_model("predictor"), batch_of(masked=0)
+def test_cached_features_in_the_place_of_the_base():
+    torch.manual_seed(3)
+    sizes = dataclasses.replace(PREDICTOR, attention_layers=0, count_head=False)
+    model = with_features(SequencePredictor(SequenceEncoder(SIZES), sizes, freeze_base=True))
+    batch = batch_of(masked=0, count_masked=())
     expected = facts(model, batch)
-    vectors, base = model.base.asv_encoder(batch.tokens)[0], model(batch).base
-    known = KnownOutputs(asvs=vectors, samples=(base.states, base.summary))
-    assert_close(facts(model, batch, known=known), expected)
-    other = facts(model, batch, known=KnownOutputs(asvs=vectors, samples=(base.states.flip(-1), base.summary)))
-    assert (other["target"] - expected["target"]).abs().max() > 1e-3
+    output = model(batch, cached_features=expected["features"])
+    assert output.base is None
+    torch.testing.assert_close(output.heads, expected["heads"])
+    other = model(batch, cached_features=expected["features"].flip(0))
+    assert (other.target - expected["target"]).abs().max() > 1e-3
+
+
+def test_heads_that_read_asvs_refuse_cached_features():
+    model, batch = make_model("predictor"), batch_of()
+    with pytest.raises(AssertionError, match="read the ASVs too"):
+        model(batch, cached_features=torch.zeros(4, model.features.width))
+
+
+def test_the_target_is_the_mean_of_the_heads():
+    output = make_model("predictor")(batch_of())
+    assert output.heads.shape == (4, PREDICTOR.heads, 1)
+    torch.testing.assert_close(output.target, output.heads.sum(dim=1) / PREDICTOR.heads)
+    assert output.heads.std(dim=1).min() > 1e-3  # they differ from the start
 
 
 def test_asvs_of_one_length_need_no_mask():
@@ -146,21 +181,33 @@ def test_asvs_of_one_length_need_no_mask():
 def test_a_sample_does_not_depend_on_the_others(kind):
     model = make_model(kind)
     together, alone = facts(model, batch_of()), facts(model, batch_of([SAMPLES[0]]))
-    torch.testing.assert_close(alone["embedding"][0], together["embedding"][0], rtol=0, atol=1e-5)
-    if kind == "predictor":
-        torch.testing.assert_close(alone["target"][0], together["target"][0], rtol=0, atol=1e-5)
+    names = ["presence", "share", "faith_pd", *(["features", "heads", "target"] if kind == "predictor" else [])]
+    for name in names:
+        torch.testing.assert_close(alone[name][0], together[name][0], rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_clades_of_an_asv_depend_on_its_sequence_alone():
+    model = make_model("encoder").eval()
+    together = model(batch_of(masked=0, extra_tokens=5))
+    for asv in range(9):
+        for samples in ([[(asv, 3)]], [[(asv, 1), ((asv + 1) % 9, 8)], [((asv + 4) % 9, 1)]]):
+            batch = batch_of(samples, masked=0, count_masked=())
+            found = model(batch).memberships[batch.asvs.tolist().index(asv)]
+            torch.testing.assert_close(found, together.memberships[asv], rtol=0, atol=1e-6)
+    assert torch.cdist(together.memberships, together.memberships).fill_diagonal_(1).min() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_abundance_matters(kind):
+def test_abundance_matters_where_it_should(kind):
     model = make_model(kind)
     other = [[(0, 90), (1, 5), (2, 30), (5, 1)], *SAMPLES[1:]]  # the same ASVs with other reads
     before, after = facts(model, batch_of()), facts(model, batch_of(other))
-    changed = {name: (before[name] - after[name])[0].abs().max().item() for name in ("embedding", "summary")}
+    changed = {name: (before[name] - after[name])[0].abs().max().item() for name in ("share", "weighted")}
     if kind == "predictor":
-        changed["target"] = (before["target"] - after["target"])[0].abs().max().item()
+        changed |= {name: (before[name] - after[name])[0].abs().max().item() for name in ("features", "target")}
     assert min(changed.values()) > 1e-3, changed
-    assert torch.equal(before["asvs"], after["asvs"])
+    for name in ("memberships", "presence", "unweighted", "faith_pd"):
+        assert torch.equal(before[name], after[name])
 
 
 def test_the_count_head_never_sees_what_it_fills_in():
@@ -205,7 +252,7 @@ def test_masks_change_the_nucleotide_states():
 
 def test_kmer_features_read_the_whole_sequence():
     encoder, batch = make_model("encoder").asv_encoder, batch_of(masked=3)
-    nn.init.zeros_(encoder.norm.weight)  # leaves the k-mer part of the vectors, the bias being 0
+    nn.init.zeros_(encoder.nucleotides.norm.weight)  # leaves the k-mer part of the vectors, the bias being 0
     masked, _ = encoder(batch.tokens, masked_position_UK=batch.masked_position)
     plain, _ = encoder(batch.tokens)
     assert torch.equal(masked, plain)
@@ -214,14 +261,25 @@ def test_kmer_features_read_the_whole_sequence():
 
 def test_without_kmers():
     model = make_model("encoder", kmer=0)
-    assert not [name for name, _ in model.named_parameters() if "kmer" in name]
-    assert model(batch_of()).embedding.isfinite().all()
+    assert not [name for name in model.state_dict() if "kmer" in name]
+    assert model(batch_of()).memberships.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_layers_of_a_stack_start_different(kind):
-    stacks = [m for m in make_model(kind).modules() if isinstance(m, Transformer)]
-    assert len(stacks) == (2 if kind == "encoder" else 4)
+def test_without_a_nucleotide_stack():
+    model, batch = make_model("encoder", asv_layers=0), batch_of(masked=0)
+    assert not [name for name, _ in model.named_parameters() if "nucleotides" in name]
+    output = model(batch)
+    assert output.nucleotide_logits is None
+    for variant in VARIANTS.values():
+        assert_close(facts(model, batch_of(masked=0, **variant)), facts(model, batch))
+    assert_close(facts(model, batch, chunk_size=4), facts(model, batch))
+    longer = random_sequences(4, shortest=60, longest=90)  # than max_bp, of which k-mers know nothing
+    assert model(make_batch(longer, [[(0, 1), (3, 2)], [(2, 5)]])).memberships.isfinite().all()
+
+
+def test_layers_of_a_stack_start_different():
+    stacks = [m for m in make_model("predictor").modules() if isinstance(m, Transformer)]
+    assert len(stacks) == 3  # nucleotides, target, counts
     for stack in stacks:
         assert len(stack.blocks) == 2
         for one, other in itertools.combinations(stack.blocks, 2):
@@ -242,7 +300,7 @@ def test_every_parameter_is_used(kind):
 def frozen_predictor() -> tuple[SequencePredictor, SequenceEncoder]:
     """Predictor with a frozen base that has much dropout, and a copy of that base in evaluation mode."""
     base = make_model("encoder", dropout=0.5)
-    return SequencePredictor(base, PREDICTOR, freeze_base=True), copy.deepcopy(base).eval()
+    return with_features(SequencePredictor(base, PREDICTOR, freeze_base=True)), copy.deepcopy(base).eval()
 
 
 def test_a_frozen_base_stays_as_it_is():
@@ -254,8 +312,9 @@ def test_a_frozen_base_stays_as_it_is():
         assert not any(module.training for module in model.base.modules())
     batch = batch_of(masked=0)
     output, expected = model(batch), base(batch)
-    for name in ("asvs", "states", "summary", "embedding"):
+    for name in ("vectors", "memberships", "lengths", "faith_pd"):
         assert torch.equal(getattr(output.base, name), getattr(expected, name)), name
+    assert torch.equal(output.base.profiles.presence, expected.profiles.presence)
     (output.target.square().sum() + output.log_abundance.square().sum()).backward()
     assert [name for name, p in model.base.named_parameters() if p.requires_grad or p.grad is not None] == []
     heads = [(name, p) for name, p in model.named_parameters() if not name.startswith("base.")]
@@ -264,50 +323,20 @@ def test_a_frozen_base_stays_as_it_is():
 
 
 def test_a_base_that_is_not_frozen_trains():
-    model = SequencePredictor(make_model("encoder", dropout=0.5), PREDICTOR)
+    model = with_features(SequencePredictor(make_model("encoder", dropout=0.5), PREDICTOR))
     assert all(module.training for module in model.modules())
     batch = batch_of(masked=0)
-    assert not torch.equal(model(batch).base.embedding, model(batch).base.embedding)  # dropout
+    assert not torch.equal(model(batch).base.memberships, model(batch).base.memberships)  # dropout
     model(batch).target.sum().backward()
-    assert model.base.asv_encoder.token.weight.grad.abs().max() > 0
+    assert model.base.asv_encoder.nucleotides.token.weight.grad.abs().max() > 0
     model.eval()
-    assert torch.equal(model(batch).base.embedding, model(batch).base.embedding)
+    assert torch.equal(model(batch).base.memberships, model(batch).base.memberships)
 
 
 def test_codes_of_the_nucleotides():
     here = (asv_encoder.PAD, asv_encoder.START, asv_encoder.MASK, asv_encoder.VOCABULARY_SIZE)
     assert here == (tokens.PAD, tokens.START, tokens.MASK, tokens.VOCABULARY_SIZE)
     assert (tokens.A, tokens.C, tokens.G, tokens.T) == (1, 2, 3, 4)  # what kmer_frequencies counts
-
-
-def test_unifrac_distances_are_symmetric():
-    z = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
-    offset, scale = torch.tensor(0.2), torch.tensor(0.1)
-    distances = unifrac_distances(z, z, offset, scale)
-    assert torch.equal(distances, distances.T)
-    torch.testing.assert_close(distances.fill_diagonal_(0), (0.2 + 0.1 * torch.cdist(z, z)).fill_diagonal_(0))
-    torch.testing.assert_close(unifrac_distances(z[2:4], z, offset, scale).diagonal(2), torch.full((2,), 0.2))
-
-
-@pytest.mark.parametrize("distance", [0.21, 0.5, 0.72, 0.999])
-def test_unifrac_gradient_is_alive_at_any_distance(distance):
-    """The length of the gradient is s wherever a pair stands: 0.72 is the mean of gut samples, 1 the end."""
-    z = torch.zeros(2, 16)
-    z[1] = (distance - 0.2) / 0.1 / 4  # |z_0 - z_1| of 16 equal parts is four times one part
-    z.requires_grad_()
-    found = unifrac_distances(z, z, torch.tensor(0.2), torch.tensor(0.1))[0, 1]
-    assert found.item() == pytest.approx(distance, abs=1e-6)
-    found.backward()
-    torch.testing.assert_close(z.grad.norm(dim=1), torch.full((2,), 0.1))
-
-
-def test_unifrac_gradient_is_finite_for_identical_samples():
-    z = torch.ones(3, 16, requires_grad=True)
-    offset, scale = torch.tensor(0.2, requires_grad=True), torch.tensor(0.1, requires_grad=True)
-    unifrac_distances(z, z, offset, scale).sum().backward()
-    assert torch.equal(z.grad, torch.zeros_like(z))
-    assert scale.grad.isfinite()
-    assert offset.grad == 9
 
 
 @given(
@@ -329,9 +358,8 @@ def test_kmer_frequencies(sequences, k):
 
 def test_kmers_longer_than_the_sequences():
     encoded = torch.from_numpy(tokens.encode(["ACG", "AC"])[0]).long()
-    found = kmer_frequencies(encoded, 6, torch.bfloat16)
+    found = kmer_frequencies(encoded, 6)
     assert found.shape == (2, 4**6)
-    assert found.dtype == torch.bfloat16
     assert found.count_nonzero() == 0
 
 
@@ -342,8 +370,9 @@ def test_bf16(kind, chunk_size):
     expected = facts(model, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = facts(model, batch, chunk_size=chunk_size)
-    assert found["embedding"].dtype == torch.float32
+    assert {found[name].dtype for name in ("memberships", "presence", "share", "unweighted")} == {torch.float32}
+    torch.testing.assert_close(found["memberships"], expected["memberships"], rtol=0, atol=0.02)
     assert_close({k: v.float() for k, v in found.items()}, expected, tolerance=0.15)
-    assert not torch.equal(found["embedding"], expected["embedding"])  # it did run in bf16
+    assert not torch.equal(found["memberships"], expected["memberships"])  # it did run in bf16
     loss_of({k: v.float() for k, v in found.items()}).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
