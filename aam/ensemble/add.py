@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from aam.data.batches import BatchPlan, EpochBatches
-from aam.data.draw import FIXED_DRAW
 from aam.data.split import Split
 from aam.ensemble.fit import Fold, describe, fit_ensemble
 from aam.ensemble.members import Part
 from aam.plan import RunPlan
-from aam.predict.samples import fixed_draws, heads_of, open_cache, predict_samples
+from aam.predict.samples import heads_of, predict_samples
 from aam.task import build_task
 from aam.training import checkpoint
 from aam.training.checkpoint import Checkpoint
@@ -52,15 +50,14 @@ def add_ensemble(best: Path, plan: RunPlan, epochs: int) -> str:
     loaded = dataclasses.replace(checkpoint.load(best), ensemble=None)
     target = loaded.spec.target
     assert target is not None
-    everything = _part(loaded, plan, _labelled(plan))
+    everything, network = _predicted(loaded, plan)
     places = _folds(plan, target)
     if places:
-        trained = [_left_out(loaded, plan, everything, place, epochs) for place in places]
-        folds, networks = [fold for fold, _ in trained], [network for _, network in trained]
+        trained = [_left_out(loaded, plan, place, epochs) for place in places]
+        folds, networks = [fold for fold, _ in trained], [heads for _, heads in trained]
     else:
         train, val = np.split(np.arange(len(everything.targets)), [len(plan.split.train)])
-        said_of_val = _said_by_network(loaded, plan, plan.split.val, everything.vectors)
-        folds = [Fold(fitted=_take(everything, train), left_out=_take(everything, val), network=said_of_val)]
+        folds = [Fold(fitted=everything.take(train), left_out=everything.take(val), network=network[val])]
         places, networks = [val], []
     ensemble, said = fit_ensemble(everything, folds, target, seed=plan.loop.seed, networks=networks)
     ensemble.save(best)
@@ -124,72 +121,48 @@ def _only_in_one_group(labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
 
 
 def _left_out(
-    loaded: Checkpoint, plan: RunPlan, everything: Part, held_out: np.ndarray, epochs: int
+    loaded: Checkpoint, plan: RunPlan, held_out: np.ndarray, epochs: int
 ) -> tuple[Fold, dict[str, np.ndarray]]:
-    """A fold, and the network that speaks of it, which is trained without it.
+    """A fold, and the heads of a network that is trained without it.
 
-    It is trained as long as the run's was, of which the best epoch was kept: a fold is not asked for its own. Where the
-    learning rate has come down to 0, the last epoch is a little better than one that a few groups choose (NOTES.md).
+    It is trained for as many epochs as the run's network was, and its last weights are taken: where the learning rate
+    has come down to 0, they are a little better than those of an epoch that a few groups choose (NOTES.md).
     """
-    print(f"ensemble: training without {len(held_out)} of {len(everything.targets)} samples", flush=True)
-    rest = np.setdiff1d(np.arange(len(everything.targets)), held_out)
     ids = np.asarray(_labelled(plan))
+    print(f"ensemble: training without {len(held_out)} of {len(ids)} samples", flush=True)
+    rest = np.setdiff1d(np.arange(len(ids)), held_out)
     split = Split(train=ids[rest].tolist(), val=ids[held_out].tolist())
-    # They are not asked when to stop.
+    # They do not choose when to stop.
     without = dataclasses.replace(plan, split=split, loop=dataclasses.replace(plan.loop, patience=plan.loop.epochs))
     task = dataclasses.replace(build_task(without, _device()), verbose=False, bar_file=io.StringIO())
     fit(task, until=max(1, round(epochs / plan.epochs * without.epochs)))
-    trained = dataclasses.replace(loaded, model=task.model)
-    fold = Fold(
-        fitted=_take(everything, rest),
-        left_out=_take(everything, held_out),
-        network=_said_by_network(trained, plan, split.val, everything.vectors),
-    )
+    everything, network = _predicted(dataclasses.replace(loaded, model=task.model.eval()), plan)
+    fold = Fold(fitted=everything.take(rest), left_out=everything.take(held_out), network=network[held_out])
     return fold, heads_of(task.model)
-
-
-def _take(part: Part, rows: np.ndarray) -> Part:
-    draws = [part.draws[i] for i in rows]
-    return dataclasses.replace(part, draws=draws, targets=part.targets[rows], groups=part.groups[rows])
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _part(loaded: Checkpoint, plan: RunPlan, sample_ids: list[str]) -> Part:
-    """Samples, and vectors of their ASVs."""
-    loop, device = plan.loop, _device()
-    batches = BatchPlan(
-        dataset=plan.dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=loop.batch_size
-    )
-    loaded.model.to(device).eval()
-    cache = open_cache(
-        loaded,
-        plan.dataset,
-        autocast_of(loop.precision, device.type),
-        chunk_size=loop.asv_chunk_size or 1024,
-        base_cache=loop.base_cache,
-    )
-    cache.fill([EpochBatches(batches, FIXED_DRAW)], verbose=False)
-    assert loaded.spec.target is not None
-    return Part(
-        draws=fixed_draws(batches),
-        vectors=cache.vectors.rows,
-        targets=loaded.spec.target.encode([plan.targets[s] for s in sample_ids]),
-        groups=np.array([plan.groups.get(s, "") for s in sample_ids]),  # not known without folds: one
-    )
-
-
-def _said_by_network(loaded: Checkpoint, plan: RunPlan, sample_ids: list[str], vectors: np.ndarray) -> np.ndarray:
-    """What the network of a checkpoint says of samples: float32 [n, O]."""
-    loop, device = plan.loop, _device()
-    return predict_samples(
+def _predicted(loaded: Checkpoint, plan: RunPlan) -> tuple[Part, np.ndarray]:
+    """All labelled samples with the features that a network reads of them, and its outputs: float32 [n, O]."""
+    loop, device, sample_ids = plan.loop, _device(), _labelled(plan)
+    target = loaded.spec.target
+    assert target is not None
+    outputs = predict_samples(
         loaded,
         plan.dataset,
         sample_ids,
         batch_size=loop.batch_size,
+        chunk_size=loop.asv_chunk_size or 1024,
+        base_cache=loop.base_cache,
         device=device,
         autocast=autocast_of(loop.precision, device.type),
-        vectors=vectors,
     )
+    part = Part(
+        features=outputs.features,
+        targets=target.encode([plan.targets[s] for s in sample_ids]),
+        groups=np.array([plan.groups.get(s, "") for s in sample_ids]),  # not known without folds: one
+    )
+    return part, outputs.target

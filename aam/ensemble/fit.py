@@ -1,4 +1,4 @@
-"""Fitting an ensemble to all labelled samples; fits that leave some out settle who counts how much."""
+"""Fitting an ensemble to all labelled samples; fits that leave some out set the weights of its members."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from aam.training.targets import Target
 
 SHARPNESS = 8.0
 """A member's weight goes with its loss to the power of minus this: with a tenth more loss, half the weight."""
-WORTH_FOR_CLASSES = {"network": 0.1, "asv_forest": 0.15, "group_forest": 0.05, "boosting": 0.5, "linear": 0.2}
-"""Of members with the same loss: what each was worth over a dozen targets (NOTES.md). Where a target is hard, their
-losses all lie near that of guessing, and hardly tell them apart. Of numbers, all are worth the same."""
+PRIOR_FOR_CLASSES = {"network": 0.2, "forest": 0.2, "boosting": 0.6}
+"""Prior weights of members with the same loss, from folds of a dozen targets (NOTES.md). Where a target is hard, their
+losses all lie near that of guessing, and hardly tell them apart. In a regression, all have the same."""
 TEMPERATURES = (0.25, 16.0)
-"""Least and most that the scores of classes are divided by."""
-STRETCHES = (0.5, 2.0)
-"""Least and most that a predicted number is spread out."""
-STRETCHED_FROM = 10
-"""Groups of samples with which half of the spread that fits them best is believed."""
+"""Least and most temperature."""
+SLOPES = (0.5, 2.0)
+"""Least and most calibration slope."""
+BELIEVED_FROM = 10
+"""Groups of samples with which half of the slope that fits them best is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What samples that the members were not fitted to say of them."""
+    """What is chosen by samples that the members were not fitted to."""
 
-    candidates: dict[str, int]
-    """Of each member, the number of the candidate that is best."""
+    rounds: int
+    """Of boosting, by its number in `ROUNDS`."""
     weights: Weights
     losses: dict[str, float]
     """Of each member, at its temperature."""
 
-    def apply(self, said: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
-        """What the candidates [candidates, n, O] say together: float64 [n, O]."""
-        return self.weights.combine({name: of[self.candidates[name]] for name, of in said.items()}, target)
+    def apply(self, outputs: Mapping[str, np.ndarray], target: Target) -> np.ndarray:
+        """Outputs [n, O] of all together, from those of the candidates [candidates, n, O]."""
+        chosen = {name: of[self.rounds if name == "boosting" else 0] for name, of in outputs.items()}
+        return self.weights.combine(chosen, target)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Samples that weigh the members, which are fitted to others for it."""
+    """Samples that set the weights of members that were fitted to others."""
 
     fitted: Part
     left_out: Part
     network: np.ndarray
-    """float32 [n, O]: what a network says of the samples left out, which it was not trained on."""
+    """float32 [n, O]: outputs of a network for the samples left out, which it was not trained on."""
 
 
 def fit_ensemble(
@@ -59,27 +60,27 @@ def fit_ensemble(
     seed: int,
     networks: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> tuple[Ensemble, np.ndarray]:
-    """Fit groups, trees and linear models; choose among them and weigh them by samples that they were not fitted to.
+    """Fit trees, and set weights and rounds by samples that they were not fitted to.
 
     Parameters
     ----------
     everything : Part
         All samples, which the members learn from in the end.
     folds : sequence of Fold
-        Of them; the samples left out of each weigh the members, all alike.
+        Of them; all samples left out count alike.
     target : Target
         What is predicted.
     seed : int
         Of the trees.
     networks : sequence of mappings
-        Parameters of networks that are to speak along with the checkpoint's own.
+        Parameters of networks to be averaged with the checkpoint's own.
 
     Returns
     -------
     ensemble : Ensemble
     said : ndarray of float32 [m, O]
-        What it says of the samples left out, in their order, where its members are fitted without them; they are
-        chosen and weighed without them too, by the other folds, where there are any.
+        Its outputs for the samples left out, in their order, where its members are fitted without them; their weights
+        come from the other folds too, where there are any.
     """
     parts = [fold.left_out for fold in folds]
     outputs = [
@@ -98,7 +99,7 @@ def fit_ensemble(
     said, targets = np.concatenate(said).astype(np.float32), np.concatenate([part.targets for part in parts])
     choice = weigh_by(every)
     ensemble = replace(
-        fit_members(everything, target, seed).choose(choice.candidates),
+        fit_members(everything, target, seed).choose(choice.rounds),
         weights=choice.weights,
         scores={**choice.losses, "together": loss(said, targets, target), "samples": len(targets)},
         networks=tuple(dict(of) for of in networks),
@@ -107,12 +108,12 @@ def fit_ensemble(
 
 
 def weigh(said: Mapping[str, np.ndarray], targets: np.ndarray, groups: np.ndarray, target: Target) -> Choice:
-    """Settle which candidate of each member speaks and how much, how sure it may be, and how far apart numbers are.
+    """Choose the rounds of boosting, the weights of the members, temperatures of classes, and the calibration slope.
 
     Parameters
     ----------
     said : mapping of str to ndarray of float64 [candidates, n, O]
-        What each candidate of each member says of samples that it was not fitted to.
+        Outputs of each candidate of each member for samples that it was not fitted to.
     targets : ndarray [n]
         Their targets, as the model learns them.
     groups : ndarray [n]
@@ -123,22 +124,22 @@ def weigh(said: Mapping[str, np.ndarray], targets: np.ndarray, groups: np.ndarra
     best = {name: min(_at_best(of, targets, target)) for name, of in said.items()}
     losses = np.array([best[name][0] for name in MEMBERS])
     least = max(losses.min(), np.finfo(np.float32).tiny)  # of a few samples, a member may be right on each
-    worth = np.array([WORTH_FOR_CLASSES[name] if target.classes else 1.0 for name in MEMBERS])
-    of_members = worth * (np.maximum(losses, least) / least) ** -SHARPNESS
+    prior = np.array([PRIOR_FOR_CLASSES[name] if target.classes else 1.0 for name in MEMBERS])
+    of_members = prior * (np.maximum(losses, least) / least) ** -SHARPNESS
     weights = replace(
-        Weights.alike(),
+        Weights.equal(),
         of_members=of_members / of_members.sum(),
         temperatures=np.array([best[name][2] for name in MEMBERS]),
     )
     choice = Choice(
-        candidates={name: best[name][1] for name in MEMBERS},
+        rounds=best["boosting"][1],
         weights=weights,
         losses=dict(zip(MEMBERS, losses.tolist(), strict=True)),
     )
     if target.classes:
         return choice
-    stretch = _stretch(choice.apply(said, target), targets, len(np.unique(groups)), target)
-    return replace(choice, weights=replace(weights, stretch=stretch))
+    calibration = _calibration(choice.apply(said, target), targets, len(np.unique(groups)), target)
+    return replace(choice, weights=replace(weights, calibration=calibration))
 
 
 def _at_best(said: np.ndarray, targets: np.ndarray, target: Target) -> Iterator[tuple[float, int, float]]:
@@ -149,21 +150,21 @@ def _at_best(said: np.ndarray, targets: np.ndarray, target: Target) -> Iterator[
 
 
 def _temperature(scores: np.ndarray, targets: np.ndarray, target: Target) -> float:
-    """What the scores are divided by for the least loss (Guo et al. 2017, ICML)."""
+    """The divisor of the logits for the least loss (Guo et al. 2017, ICML)."""
     bounds = tuple(np.log(TEMPERATURES))
     found = minimize_scalar(lambda t: loss(scores / np.exp(t), targets, target), bounds=bounds, method="bounded")
     return float(np.exp(found.x))
 
 
-def _stretch(said: np.ndarray, targets: np.ndarray, groups: int, target: Target) -> np.ndarray:
-    """Centre and factor for the least loss; the fewer the groups, the nearer the factor is to 1."""
+def _calibration(said: np.ndarray, targets: np.ndarray, groups: int, target: Target) -> np.ndarray:
+    """Centre and slope for the least loss; the fewer the groups, the nearer the slope is to 1."""
     centre = float(said[:, target.point].mean())
     found = minimize_scalar(
-        lambda factor: loss(centre + factor * (said - centre), targets, target),
-        bounds=STRETCHES,
+        lambda slope: loss(centre + slope * (said - centre), targets, target),
+        bounds=SLOPES,
         method="bounded",
     )
-    return np.array([centre, 1 + groups / (groups + STRETCHED_FROM) * (float(found.x) - 1)])
+    return np.array([centre, 1 + groups / (groups + BELIEVED_FROM) * (float(found.x) - 1)])
 
 
 def loss(outputs: np.ndarray, targets: np.ndarray, target: Target) -> float:
@@ -192,7 +193,7 @@ def describe(ensemble: Ensemble, target: Target) -> str:
     parts = [
         f"{name} {ensemble.scores[name]:.4g} (weight {weight:.2f})" for name, weight in ensemble.weights.by_name.items()
     ]
-    spread = "" if target.classes else f", spread out by {ensemble.weights.stretch[1]:.2f}"
+    spread = "" if target.classes else f", calibration slope {ensemble.weights.calibration[1]:.2f}"
     return (
         f"ensemble: {what} on {ensemble.scores['samples']} samples, fitted without them: {', '.join(parts)}; "
         f"together {ensemble.scores['together']:.4g}{spread}"

@@ -1,93 +1,80 @@
-"""Fitting each member of an ensemble but the network.
+"""Fitting the members of an ensemble beside the network; needs scikit-learn, as predicting does not.
 
-Shape letters: n samples, m training samples, K known ASVs, G groups, D width.
+Shape letters: n samples, m training samples, F features, O outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
 
-from aam.data.batches import Draw
-from aam.data.composition import LEAST_SAMPLES, prevalent_asvs
-from aam.ensemble.ensemble import Ensemble, Weights, inputs_of
-from aam.ensemble.groups import Groups
-from aam.ensemble.linear import Linear
+from aam.ensemble.ensemble import Ensemble, Weights
 from aam.ensemble.trees import BoostedTrees, Forest
 from aam.training.targets import Target
 
 TREES = 200
-"""Of each forest."""
+"""Of the forest."""
 BOOSTINGS = 5
-"""Of classes: with other seeds, their mean is one member. Which ASVs a split may ask for is drawn, and classes gain by
-more than one draw; numbers do not, for five times the time of fitting and predicting (NOTES.md)."""
+"""Of classes: with other seeds, their mean is one member. Which features a split may ask for is drawn, and classes gain
+by more than one draw; numbers do not, for five times the time of fitting and predicting (NOTES.md)."""
 TREES_A_ROUND = 15
 """Of all boostings together, about: with many classes, of which each has a tree, there are fewer boostings."""
 ROUNDS = (25, 50, 100, 200, 300)
 """Of boosting: of few groups, classes above all, late trees learn what is of these groups alone."""
 BOOSTING: dict[str, Any] = {
     "learning_rate": 0.05,
-    # Few bins and few ASVs a split: less to learn by heart, and a tenth of the time (NOTES.md).
+    # Few bins and few features a split: less to learn by heart, and a tenth of the time (NOTES.md).
     "max_bins": 32,
     "max_features": 0.1,
     "early_stopping": False,
 }
 """Its settings, by scikit-learn's names."""
-BOOSTED_ASVS = 500
-"""The most prevalent ASVs, on which trees are boosted."""
-PENALTIES = (1e2, 10**2.5, 1e3, 10**3.5, 1e4, 10**4.5, 1e5)
-"""Of linear models: the alpha of ridge regression, 1 / C of logistic regression."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Samples whose target is known."""
 
-    draws: Sequence[Draw]
-    """ASVs and reads of each, as the network sees them."""
-    vectors: np.ndarray
-    """float32 [ASVs, D]: of the ASVs that the draws name, at least."""
+    features: np.ndarray
+    """float32 [n, F]: of the network that is trained with them."""
     targets: np.ndarray
     """float or int [n]: as the model learns them."""
     groups: np.ndarray
     """[n] of each: samples of a group go together, or each is its own."""
 
+    def take(self, rows: np.ndarray) -> Part:
+        """Some of the samples."""
+        return Part(features=self.features[rows], targets=self.targets[rows], groups=self.groups[rows])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """Members, of some of which one of several is to be chosen."""
+    """Members, of one of which the number of rounds is still to be chosen."""
 
     ensemble: Ensemble
-    """With the first of each, all counting alike."""
-    candidates: dict[str, Sequence[BoostedTrees] | Sequence[Linear]]
-    """By the name of the member."""
+    """With the fewest rounds of boosting, all members with equal weights."""
+    boosting: Sequence[BoostedTrees]
+    """After each of `ROUNDS`."""
 
-    def choose(self, numbers: Mapping[str, int]) -> Ensemble:
-        """The ensemble with these of the candidates."""
-        return replace(self.ensemble, **{name: of[numbers[name]] for name, of in self.candidates.items()})
+    def choose(self, rounds: int) -> Ensemble:
+        """The ensemble with this number in `ROUNDS`."""
+        return replace(self.ensemble, boosting=self.boosting[rounds])
 
     def outputs(self, network: np.ndarray, part: Part, target: Target) -> dict[str, np.ndarray]:
-        """What each member says, each candidate of it: float64 [candidates, n, O]; see `Ensemble.outputs`."""
-        inputs = self.ensemble.inputs(part.draws, part.vectors)
-        said = {name: of[None] for name, of in self.ensemble.members(network, inputs, target).items()}
-        for name, of in self.candidates.items():
-            said[name] = np.stack([candidate.outputs(inputs[name]) for candidate in of])
-        return said
+        """Outputs of each candidate of each member: float64 [candidates, n, O]; see `Ensemble.outputs`."""
+        outputs = {name: of[None] for name, of in self.ensemble.members(network, part.features, target).items()}
+        read = self.ensemble.read_by_boosting(part.features)
+        return {**outputs, "boosting": np.stack([candidate.outputs(read) for candidate in self.boosting])}
 
 
 def fit_members(train: Part, target: Target, seed: int) -> Fitted:
@@ -102,58 +89,24 @@ def fit_members(train: Part, target: Target, seed: int) -> Fitted:
     seed : int
         Of the trees.
     """
-    groups = _fit_groups(train)
-    shares, own = groups.shares_and_own(train.draws, train.vectors)
-    groups = replace(groups, chosen=_choose(shares))
-    boosted = _most_prevalent(own)
-    inputs = inputs_of(shares[:, groups.chosen], own, train.draws, groups, boosted)
-    kinds = (
-        (RandomForestClassifier, ExtraTreesClassifier)
-        if target.classes
-        else (RandomForestRegressor, ExtraTreesRegressor)
-    )
-    candidates = {
-        "boosting": _fit_boosting(inputs["boosting"], train.targets, target, seed),
-        "linear": _fit_linear(inputs["linear"], train.targets, target),
-    }
+    # The first half is of single ASVs, which boosting needs no groups beside (NOTES.md).
+    single = train.features[:, : train.features.shape[1] // 2]
+    boosting = _fit_boosting(single, train.targets, target, seed)
     ensemble = Ensemble(
-        groups=groups,
-        asv_forest=_fit_forest(kinds[0], inputs["asv_forest"], train.targets, seed, features_a_split="sqrt"),
-        group_forest=_fit_forest(kinds[1], inputs["group_forest"], train.targets, seed, features_a_split=0.1),
-        boosted=boosted,
+        forest=_fit_forest(train.features, train.targets, target, seed),
+        boosting=boosting[0],
         targets=train.targets.astype(np.float64),
         class_weights=target.weight_of_classes,
-        weights=Weights.alike(),
+        weights=Weights.equal(),
         scores={},
-        **{name: of[0] for name, of in candidates.items()},
     )
-    return Fitted(ensemble=ensemble, candidates=candidates)
+    return Fitted(ensemble=ensemble, boosting=boosting)
 
 
-def _fit_groups(train: Part) -> Groups:
-    known = prevalent_asvs(asvs for asvs, _ in train.draws)
-    return Groups.cluster(np.ascontiguousarray(train.vectors[known]))
-
-
-def _choose(shares: np.ndarray) -> np.ndarray:
-    """Groups in enough samples, and of those with the same shares in all samples one."""
-    present = (shares > 0).sum(axis=0)
-    often = np.flatnonzero(present >= min(LEAST_SAMPLES, present.max()))
-    _, first = np.unique(np.round(shares[:, often], 7), axis=1, return_index=True)
-    return np.sort(often[first]).astype(np.int32)
-
-
-def _most_prevalent(own_nK: sp.csr_matrix) -> np.ndarray:
-    """Known ASVs that most samples have."""
-    present = own_nK.getnnz(axis=0)
-    return np.argsort(-present, kind="stable")[:BOOSTED_ASVS].astype(np.int32)
-
-
-def _fit_forest(
-    kind: type, features: np.ndarray, targets: np.ndarray, seed: int, *, features_a_split: float | str
-) -> Forest:
-    fitted = kind(n_estimators=TREES, max_features=features_a_split, random_state=seed, n_jobs=-1)
-    trees = [tree.tree_ for tree in fitted.fit(features, targets).estimators_]
+def _fit_forest(features: np.ndarray, targets: np.ndarray, target: Target, seed: int) -> Forest:
+    kind = RandomForestClassifier if target.classes else RandomForestRegressor
+    fitted = kind(n_estimators=TREES, max_features="sqrt", random_state=seed, n_jobs=-1).fit(features, targets)
+    trees = [tree.tree_ for tree in fitted.estimators_]
     forest = Forest(
         feature=np.concatenate([np.maximum(tree.feature, -1) for tree in trees]).astype(np.int32),
         threshold=np.concatenate([tree.threshold for tree in trees]),
@@ -193,10 +146,10 @@ def _fit_boosting(features: np.ndarray, targets: np.ndarray, target: Target, see
 
 
 def _as_arrays(fits: Sequence[Sequence[Any]], outputs: int) -> BoostedTrees:
-    """Trees of scikit-learn's boosting, round by round: they say the mean of what the fits say.
+    """Trees of scikit-learn's boosting, round by round: their output is the mean of the fits'.
 
-    Each fit is one model for all outputs, or a model for each. There is no public way to its trees; a test holds that
-    these say what scikit-learn's models say.
+    Each fit is one model for all outputs, or a model for each. There is no public way to its trees; a test holds them
+    against scikit-learn's models.
     """
     models = [model for fit in fits for model in fit]
     # Of two classes, scikit-learn boosts the scores of the second alone.
@@ -219,48 +172,3 @@ def _as_arrays(fits: Sequence[Sequence[Any]], outputs: int) -> BoostedTrees:
         start=start,
         **_links([tree["left"] for tree in trees], [tree["right"] for tree in trees]),
     )
-
-
-def _fit_linear(inputs: np.ndarray, targets: np.ndarray, target: Target) -> list[Linear]:
-    """A linear model for each of `PENALTIES`."""
-    scaler = StandardScaler().fit(inputs)
-    scaled = np.asarray(scaler.transform(inputs))
-    found = []
-    for penalty in PENALTIES:
-        slope, intercept = _fit_slope(scaled, targets, target, penalty)
-        found.append(
-            Linear(
-                mean=np.asarray(scaler.mean_, np.float32),
-                slope=(slope / np.asarray(scaler.scale_)).T.astype(np.float32),
-                intercept=np.asarray(intercept, np.float64),
-            )
-        )
-    return found
-
-
-def _fit_slope(
-    scaled: np.ndarray, targets: np.ndarray, target: Target, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [O, F] of standardised inputs, and intercepts [O]."""
-    if target.classes:
-        balance = dict(enumerate(target.weight_of_classes))
-        fitted: Any = LogisticRegression(C=1 / penalty, class_weight=balance, max_iter=500).fit(scaled, targets)
-        slope, intercept = fitted.coef_, fitted.intercept_
-        if len(slope) == 1:  # two classes: scikit-learn has the scores of the second alone
-            slope, intercept = np.concatenate([0 * slope, slope]), np.concatenate([0 * intercept, intercept])
-        return slope, intercept
-    fitted: Any = Ridge(alpha=penalty).fit(scaled, targets)
-    slope, intercept = np.tile(fitted.coef_, (target.outputs, 1)), np.full(target.outputs, fitted.intercept_)
-    if target.quantiles:
-        # By the quantiles of its errors: those of each training sample, left out of the fit.
-        intercept = intercept + np.quantile(_left_out_errors(scaled, targets, penalty), target.quantiles)
-    return slope, intercept
-
-
-def _left_out_errors(inputs: np.ndarray, targets: np.ndarray, alpha: float) -> np.ndarray:
-    """Errors of ridge regression on each sample where it is left out of the fit."""
-    centred = inputs - inputs.mean(axis=0)
-    kernel = centred @ centred.T
-    hat = np.linalg.solve(kernel + alpha * np.eye(len(kernel)), kernel) + 1 / len(kernel)
-    errors = (targets - targets.mean()) - (hat - 1 / len(kernel)) @ (targets - targets.mean())
-    return errors / (1 - np.diag(hat))

@@ -31,6 +31,8 @@ class PredictorOutput:
     """float32 [B, O]: transformed target, or logits of the classes; the mean of the heads."""
     heads: Tensor
     """float32 [B, H, O]: of each head."""
+    features: Tensor
+    """float32 [B, F]: what the heads read, before it is standardised."""
     base: EncoderOutput | None
     """Output of its encoder; None where the features were cached."""
     log_abundance: Tensor | None = None
@@ -103,7 +105,9 @@ class SequencePredictor(nn.Module):
         if cached_features is not None:
             assert self.reads_features_alone, "its heads read the ASVs too"
             heads_BHO = self._heads(cached_features, None)
-            return PredictorOutput(target=heads_BHO.mean(dim=1), heads=heads_BHO, base=None)
+            return PredictorOutput(
+                target=heads_BHO.mean(dim=1), heads=heads_BHO, features=cached_features, base=None
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
             base = self.base(batch, chunk_size=chunk_size, cached_vectors=cached_vectors)
         log_abundance_BS = None
@@ -111,9 +115,13 @@ class SequencePredictor(nn.Module):
             abundance_BSD = self.count_abundance(batch.log_abundance, batch.count_masked)
             count_BSD = self.count_encoder(_by_slot(batch, base) + abundance_BSD, batch.slot_mask)
             log_abundance_BS = self.count_head(count_BSD).squeeze(-1).float()
-        heads_BHO = self.predict_heads(batch, base)
+        heads_BHO, features_BF = self.predict_heads(batch, base)
         return PredictorOutput(
-            target=heads_BHO.mean(dim=1), heads=heads_BHO, base=base, log_abundance=log_abundance_BS
+            target=heads_BHO.mean(dim=1),
+            heads=heads_BHO,
+            features=features_BF,
+            base=base,
+            log_abundance=log_abundance_BS,
         )
 
     @property
@@ -121,14 +129,15 @@ class SequencePredictor(nn.Module):
         """Whether the features of a sample are all that the heads read."""
         return not self.sizes.attention_layers and not self.sizes.count_head
 
-    def predict_heads(self, batch: Batch, base: EncoderOutput) -> Tensor:
-        """Outputs of the target heads, given that of the encoder: float32 [B, H, O]."""
+    def predict_heads(self, batch: Batch, base: EncoderOutput) -> tuple[Tensor, Tensor]:
+        """Outputs [B, H, O] of the target heads, given that of the encoder, and the features [B, F] that they read."""
         summary_BD = None
         if self.sizes.attention_layers:
             states_BSD = _by_slot(batch, base) + self.target_abundance(batch.log_abundance)
             states_BSD = self.target_encoder(states_BSD, batch.slot_mask)
             summary_BD = self.target_norm(self.target_summary(states_BSD, batch.slot_mask, batch.log_abundance))
-        return self._heads(self.features(batch, base), summary_BD)
+        features_BF = self.features(batch, base)
+        return self._heads(features_BF, summary_BD), features_BF
 
     def _heads(self, features_BF: Tensor, summary_BD: Tensor | None) -> Tensor:
         read_BF = self.features.standardised(features_BF)

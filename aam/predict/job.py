@@ -19,9 +19,9 @@ from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.data.prepare import prepare
-from aam.ensemble.groups import Nearest
-from aam.predict.samples import Crew, Each, Worker, open_cache, this_process
+from aam.predict.samples import Crew, Each, SampleOutputs, Worker, open_cache, this_process
 from aam.predict.table import choose, sources, what_is_new
+from aam.training.base_cache import encoder_of
 from aam.training.checkpoint import Checkpoint
 from aam.training.metrics import class_probabilities
 from aam.training.step import autocast_of
@@ -115,11 +115,9 @@ def predict(
     )
     each = crew.start(worker)
     started = perf_counter()
-    vectors, shown = _encode(config, worker, ids, each)
-    ensemble = loaded.ensemble
-    nearest = None if ensemble is None or target is None or not ids else ensemble.groups.nearest(vectors, shown)
+    vectors = _encode(config, worker, ids, each)
     encoded = perf_counter()
-    outputs, embeddings = _predict(worker, ids, vectors, nearest, each)
+    outputs = _predict(worker, ids, vectors, each) if ids else None
     if ids:
         seconds = perf_counter() - encoded
         print(
@@ -132,15 +130,15 @@ def predict(
         notes=notes,
         sample_ids=ids,
         skipped=skipped,
-        predictions=None if target is None or not ids else _in_own_units(target, dataset, ids, outputs, skipped),
-        embeddings=embeddings if config.embeddings else None,
+        predictions=None if target is None or outputs is None else _in_own_units(target, dataset, ids, outputs.target, skipped),
+        embeddings=None if outputs is None else _embeddings(loaded, outputs),
         asvs=vectors if config.asv_embeddings else None,
         distances=_distances(loaded),
     )
 
 
-def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the ASVs that the samples show, or of all: float32 [ASVs, D], others never written; and which."""
+def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -> np.ndarray:
+    """Vectors of the ASVs that the samples show, or of all: float32 [ASVs, D], others never written."""
     dataset, contract = worker.dataset, worker.loaded.spec.contract
     if config.asv_embeddings:
         wanted = np.arange(len(dataset.lengths))
@@ -157,23 +155,24 @@ def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -
             cache.keep(chunks[number], rows)
             bar.update(len(rows))
     cache.say(len(missing), len(wanted))
-    return cache.vectors.rows, wanted
+    return cache.vectors.rows
 
 
-def _predict(
-    worker: Worker, ids: list[str], vectors: np.ndarray, nearest: Nearest | None, each: Each
-) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs [n, O] and embeddings [n, D] of samples."""
-    spec, size = worker.loaded.spec, SHARE * worker.batch_size
+def _predict(worker: Worker, ids: list[str], vectors: np.ndarray, each: Each) -> SampleOutputs:
+    """Outputs for samples, in their order."""
+    size = SHARE * worker.batch_size
     shares = [ids[start : start + size] for start in range(0, len(ids), size)]
-    outputs = np.empty((len(ids), spec.target.outputs if spec.target else 0), np.float32)
-    embeddings = np.empty((len(ids), spec.encoder.clades), np.float32)
+    outputs: dict[int, SampleOutputs] = {}
     with _bar(len(ids), "samples") as bar:
-        for number, found in each(Worker.predict, shares, vectors, nearest):
-            rows = slice(number * size, number * size + len(shares[number]))
-            outputs[rows], embeddings[rows] = found
+        for number, of_share in each(Worker.predict, shares, vectors):
+            outputs[number] = of_share
             bar.update(len(shares[number]))
-    return outputs, embeddings
+    return SampleOutputs.concatenate([outputs[number] for number in range(len(shares))])
+
+
+def _embeddings(loaded: Checkpoint, outputs: SampleOutputs) -> np.ndarray:
+    """Presence of each clade in each sample, times its length: float32 [n, P]."""
+    return outputs.presence * encoder_of(loaded.model).clades.lengths.detach().cpu().numpy()
 
 
 def _bar(total: int, what: str) -> tqdm:

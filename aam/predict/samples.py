@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from aam.batch import Batch
-from aam.data.batches import BatchPlan, Draw, EpochBatches
+from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
-from aam.ensemble.groups import Nearest
 from aam.model.sequence_encoder import EncoderOutput
 from aam.model.sequence_predictor import PredictorOutput, SequencePredictor
 from aam.training.base_cache import BaseCache, encode_asvs, encoder_of
@@ -25,6 +24,46 @@ from aam.training.checkpoint import Checkpoint
 from aam.training.memory import keep_freed_memory
 
 _BASE = "base."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOutputs:
+    """Outputs of a model for samples."""
+
+    target: np.ndarray
+    """float32 [n, O]: transformed targets or their quantiles, or logits of the classes; O is 0 in stage 1."""
+    features: np.ndarray
+    """float32 [n, F]: what the target heads read; F is 0 in stage 1."""
+    presence: np.ndarray
+    """float32 [n, P]: of the clades."""
+    share: np.ndarray
+    """float32 [n, P]: of the clades."""
+    faith_pd: np.ndarray
+    """float32 [n]"""
+
+    @classmethod
+    def of(cls, output: PredictorOutput | EncoderOutput) -> SampleOutputs:
+        """Those of a batch, on the host."""
+        base = output.base if isinstance(output, PredictorOutput) else output
+        assert base is not None, "only features of samples are cached in training"
+        nothing = base.faith_pd.new_empty(len(base.faith_pd), 0)
+        target, features = nothing, nothing
+        if isinstance(output, PredictorOutput):
+            target, features = output.target, output.features
+        parts = {
+            "target": target,
+            "features": features,
+            "presence": base.profiles.presence,
+            "share": base.profiles.share,
+            "faith_pd": base.faith_pd,
+        }
+        return cls(**{name: part.float().cpu().numpy() for name, part in parts.items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[SampleOutputs]) -> SampleOutputs:
+        """Those of several batches, one after the other."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 @torch.no_grad()
@@ -39,10 +78,8 @@ def predict_samples(
     device: torch.device | None = None,
     autocast: torch.dtype | None = None,
     vectors: np.ndarray | None = None,
-    nearest: Nearest | None = None,
-    embeddings: np.ndarray | None = None,
-) -> np.ndarray:
-    """What the model says of samples, as it says it.
+) -> SampleOutputs:
+    """Run a model on samples.
 
     Parameters
     ----------
@@ -62,15 +99,6 @@ def predict_samples(
         Arithmetic of the forward pass.
     vectors : ndarray of float32 [ASVs, D], optional
         Of the dataset's ASVs, those of these samples at least; computed where they are not given.
-    nearest : Nearest, optional
-        To the ASVs of these samples at least, by the groups of the ensemble; searched for where it is not given.
-    embeddings : ndarray of float32 [n, D], optional
-        Filled with the samples' embeddings.
-
-    Returns
-    -------
-    ndarray of float32 [n, O]
-        Transformed targets or their quantiles, or scores of the classes; none in stage 1.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = BatchPlan(dataset=dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=batch_size)
@@ -80,24 +108,14 @@ def predict_samples(
         cache = open_cache(loaded, dataset, autocast, chunk_size=chunk_size, base_cache=base_cache)
         cache.fill([batches])
         vectors = cache.vectors.rows
-    outputs = np.empty((len(sample_ids), loaded.spec.target.outputs if loaded.spec.target else 0), np.float32)
-    done = 0
+    rows: list[SampleOutputs] = []
     for batch, output in batch_outputs(loaded, batches, vectors, device, autocast):
-        rows = slice(done, done := done + len(batch.sample_ids))
-        if isinstance(output, PredictorOutput):
-            outputs[rows] = output.target.cpu().numpy()
-        if embeddings is not None:
-            encoder = output.base if isinstance(output, PredictorOutput) else output
-            assert encoder is not None, "only features of samples are cached in training"
-            embeddings[rows] = (encoder.profiles.presence * encoder.lengths).cpu().numpy()
+        rows.append(SampleOutputs.of(output))
+    together = SampleOutputs.concatenate(rows)
     if loaded.ensemble is None or loaded.spec.target is None:
-        return outputs
-    return loaded.ensemble.outputs(outputs, fixed_draws(plan), nearest or vectors, loaded.spec.target)
-
-
-def fixed_draws(plan: BatchPlan) -> list[Draw]:
-    """ASVs and reads of each sample in its fixed draw."""
-    return [plan.draw(sample_id, FIXED_DRAW) for sample_id in plan.sample_ids]
+        return together
+    combined = loaded.ensemble.outputs(together.target, together.features, loaded.spec.target)
+    return dataclasses.replace(together, target=combined)
 
 
 @torch.no_grad()
@@ -123,7 +141,7 @@ def batch_outputs(
             if others:
                 assert isinstance(output, PredictorOutput)
                 assert output.base is not None
-                targets = [output.target, *(other.predict_heads(batch, output.base).mean(dim=1) for other in others)]
+                targets = [output.target, *(other.predict_heads(batch, output.base)[0].mean(dim=1) for other in others)]
                 output = dataclasses.replace(output, target=torch.stack(targets).mean(dim=0))
         yield batch, output
 
@@ -180,12 +198,9 @@ class Worker:
         encoder = encoder_of(self.loaded.model.to(self.device).eval())
         return encode_asvs(encoder, self.dataset, asvs, self.autocast)
 
-    def predict(
-        self, sample_ids: Sequence[str], vectors: np.ndarray, nearest: Nearest | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs [n, O] and embeddings [n, D] of samples, from the vectors of their ASVs; see `predict_samples`."""
-        embeddings = np.empty((len(sample_ids), self.loaded.spec.encoder.clades), np.float32)
-        outputs = predict_samples(
+    def predict(self, sample_ids: Sequence[str], vectors: np.ndarray) -> SampleOutputs:
+        """Outputs for samples, from the vectors of their ASVs; see `predict_samples`."""
+        return predict_samples(
             self.loaded,
             self.dataset,
             sample_ids,
@@ -193,10 +208,7 @@ class Worker:
             device=self.device,
             autocast=self.autocast,
             vectors=vectors,
-            nearest=nearest,
-            embeddings=embeddings,
         )
-        return outputs, embeddings
 
 
 Each = Callable[..., Iterator[tuple[int, Any]]]
