@@ -11,15 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from skbio import TreeNode
-from skbio.diversity import beta_diversity
+from skbio.diversity import alpha_diversity, beta_diversity
 
 from aam.config import DataConfig, DataContract
-from aam.data.batches import BatchPlan, EpochBatches, count_batches
+from aam.data.batches import FEWEST_MADE_UP, MOST_PARENTS, BatchPlan, EpochBatches, count_batches, make_up_samples
 from aam.data.draw import FIXED_DRAW, draw_sample
 from aam.data.prepare import prepare
 from aam.data.tokens import PAD, START
 
 WORLDS = [1, 2, 3]
+METRICS = ("unweighted", "weighted", "faith_pd")
 EPOCHS = [FIXED_DRAW, 1]
 
 
@@ -34,7 +35,7 @@ def plan(synthetic_folder) -> BatchPlan:
         sample_ids=usable,
         contract=DataContract(rarefy_depth=200, token_limit=20, seed=4),
         batch_size=7,
-        unifrac=True,
+        unifrac=METRICS,
         mask_fraction=0.15,
         count_mask_fraction=0.15,
         targets=np.arange(len(usable), dtype=np.float32),
@@ -113,8 +114,8 @@ def test_the_shares_make_up_the_batch_of_one_worker(plan, world):
     for [whole], shares in zip(batches_of(plan, 1, 1), batches_of(plan, 1, world), strict=True):
         assert [s for share in shares for s in share.sample_ids] == whole.sample_ids
         assert [s for share in shares for s in whole.sample_ids[share.global_rows]] == whole.sample_ids
-        torch.testing.assert_close(torch.cat([s.unifrac for s in shares]), whole.unifrac, rtol=0, atol=0)
-        torch.testing.assert_close(torch.cat([s.target for s in shares]), whole.target, rtol=0, atol=0)
+        for name in (*METRICS, "target"):
+            assert torch.equal(torch.cat([getattr(s, name) for s in shares]), getattr(whole, name)), name
         for share in shares:
             assert share.rank_sizes == [len(s.sample_ids) for s in shares]
             assert share.pair_total == whole.pair_total
@@ -172,22 +173,162 @@ def test_each_distinct_asv_is_there_once(case, request):
     assert plan.dataset.lengths.min() < plan.dataset.lengths.max() or case == "plan"
 
 
-def test_unifrac_is_that_of_scikit_bio_on_the_truncated_draw(plan, synthetic_folder):
-    tree = TreeNode.read(io.StringIO((synthetic_folder / "tree.nwk").read_text()))
+def scikit_bio(metric: str, reads: list[dict[int, float]], sequences: list[str], tree: TreeNode) -> np.ndarray:
+    """A metric of samples whose reads, or their shares, are given by ASV."""
+    counts = np.zeros((len(reads), len(sequences)), dtype=np.int64)  # scikit-bio cuts fractions off
+    for row, sample in enumerate(reads):
+        shares = np.array([*sample.values()]) / sum(sample.values())
+        counts[row, [*sample]] = np.round(shares * 10**9)
+    settings = {"taxa": sequences, "tree": tree, "validate": False}
+    if metric == "faith_pd":
+        return alpha_diversity("faith_pd", counts, **settings).to_numpy()
+    normalized = {"normalized": True} if metric == "weighted" else {}
+    return beta_diversity(f"{metric}_unifrac", counts, **settings, **normalized).data
+
+
+@pytest.fixture(scope="module")
+def tree(synthetic_folder) -> TreeNode:
+    return TreeNode.read(io.StringIO((synthetic_folder / "tree.nwk").read_text()))
+
+
+def test_unifrac_is_that_of_scikit_bio_on_the_truncated_draw(plan, tree):
     for [batch] in batches_of(plan, 1, 1):
-        counts = np.zeros((batch.global_size, len(plan.dataset.sequences)), dtype=int)
-        for row, sample in enumerate(batch.sample_ids):
-            for asv, reads in drawn(plan, sample, 1).items():
-                counts[row, asv] = reads
-        assert (counts > 0).sum(axis=1).max() == plan.contract.token_limit  # truncation happened
-        expected = beta_diversity("unweighted_unifrac", counts, taxa=plan.dataset.sequences, tree=tree, validate=False)
-        np.testing.assert_allclose(batch.unifrac, expected.data, atol=1e-6)
+        reads = [drawn(plan, sample, 1) for sample in batch.sample_ids]
+        assert max(map(len, reads)) == plan.contract.token_limit  # truncation happened
+        for metric in METRICS:
+            found = getattr(batch, metric)
+            assert found.dtype == torch.float32
+            expected = scikit_bio(metric, reads, plan.dataset.sequences, tree)
+            np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_metric_alone(plan, metric):
+    alone = EpochBatches(dataclasses.replace(plan, unifrac=(metric,)), 1)[0]
+    beside = EpochBatches(plan, 1)[0]
+    assert torch.equal(getattr(alone, metric), getattr(beside, metric))
+    assert all(getattr(alone, other) is None for other in METRICS if other != metric)
+
+
+# Made-up samples
+
+
+@pytest.fixture(scope="module")
+def padded(plan) -> BatchPlan:
+    """With made-up samples, as stage 1 trains."""
+    return dataclasses.replace(plan, made_up_fraction=0.5, targets=None, count_mask_fraction=0.0)
+
+
+def reads_of(batch, row: int) -> dict[int, float]:
+    """Shares of a sample's ASVs, as the model sees them."""
+    slots = batch.slot_mask[row]
+    asvs = batch.asvs[batch.slot[row][slots]].tolist()
+    return dict(zip(asvs, batch.log_abundance[row][slots].double().exp().tolist(), strict=True))
+
+
+def test_training_batches_have_so_many_made_up_samples_more(plan, padded):
+    for fraction in (0.3, 0.5, 2.0):
+        more = dataclasses.replace(padded, made_up_fraction=fraction)
+        for [batch], [real] in zip(batches_of(more, 1, 1), batches_of(plan, 1, 1), strict=True):
+            number = len(real.sample_ids)
+            assert batch.sample_ids[:number] == real.sample_ids
+            made_up = batch.sample_ids[number:]
+            assert made_up == [f"made-up {i}" for i in range(1, round(fraction * number) + 1)]
+            assert len(made_up) > 0
+            for row in range(number):
+                assert reads_of(batch, row) == reads_of(real, row)
+            assert torch.equal(batch.unweighted[:number, :number], real.unweighted)
+            assert batch.pair_total == batch.global_size * (batch.global_size - 1) > real.pair_total
+
+
+def test_validation_has_none(plan, padded):
+    for [batch], [real] in zip(batches_of(padded, FIXED_DRAW, 1), batches_of(plan, FIXED_DRAW, 1), strict=True):
+        assert batch.sample_ids == real.sample_ids
+        assert torch.equal(batch.unweighted, real.unweighted)
+
+
+def test_made_up_samples_follow_from_seed_epoch_and_batch(padded):
+    def made_up(plan, epoch: int) -> list[list[dict[int, float]]]:
+        return [
+            [reads_of(b, row) for row, s in enumerate(b.sample_ids) if s.startswith("made-up")]
+            for [b] in batches_of(plan, epoch, 1)
+        ]
+
+    first = made_up(padded, 1)
+    assert made_up(padded, 1) == first
+    assert all(one != other for one, other in zip(made_up(padded, 2), first, strict=True))
+    assert first[0] != first[1]
+    # With draws that are the same in all epochs, those of an epoch are still its own.
+    same_draws = dataclasses.replace(padded, fixed_rarefaction=True)
+    other_seed = dataclasses.replace(padded, contract=dataclasses.replace(padded.contract, seed=5))
+    assert made_up(same_draws, 1) != made_up(same_draws, 2)
+    assert made_up(other_seed, 1) != first
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_workers_make_up_the_same_samples_and_share_them(padded, world):
+    for [whole], shares in zip(batches_of(padded, 1, 1), batches_of(padded, 1, world), strict=True):
+        assert [s for share in shares for s in share.sample_ids] == whole.sample_ids
+        assert max(map(len, (s.sample_ids for s in shares))) - min(map(len, (s.sample_ids for s in shares))) <= 1
+        together = [reads_of(share, row) for share in shares for row in range(len(share.sample_ids))]
+        assert together == [reads_of(whole, row) for row in range(len(whole.sample_ids))]
+        for metric in METRICS:
+            assert torch.equal(torch.cat([getattr(s, metric) for s in shares]), getattr(whole, metric)), metric
+        for share in shares:
+            assert share.sample_ids == whole.sample_ids[share.global_rows]
+            assert share.rank_sizes == [len(s.sample_ids) for s in shares]
+            assert (share.pair_total, share.masked_total) == (whole.pair_total, whole.masked_total)
+        assert sum(int(share.masked_scored.sum()) for share in shares) == whole.masked_total
+
+
+def test_unifrac_of_made_up_samples_is_that_of_scikit_bio(padded, tree):
+    for [batch] in batches_of(padded, 1, 1):
+        assert any(s.startswith("made-up") for s in batch.sample_ids)
+        reads = [reads_of(batch, row) for row in range(batch.global_size)]
+        for metric in METRICS:
+            expected = scikit_bio(metric, reads, padded.dataset.sequences, tree)
+            np.testing.assert_allclose(getattr(batch, metric), expected, atol=1e-6, rtol=1e-6)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 40))
+def test_a_made_up_sample_is_a_part_of_a_mixture(seed, samples, most):
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(samples):
+        asvs = np.sort(rng.choice(60, rng.integers(1, most + 1), replace=False))
+        draws.append((asvs, rng.integers(1, 100, len(asvs))))
+    made_up = make_up_samples(draws, 12, np.random.default_rng(seed))
+    assert len(made_up) == 12
+    again = make_up_samples(draws, 12, np.random.default_rng(seed))
+    for (asvs, reads), (other_asvs, other_reads) in zip(made_up, again, strict=True):
+        np.testing.assert_array_equal(asvs, other_asvs)
+        np.testing.assert_array_equal(reads, other_reads)
+    everything = np.unique(np.concatenate([asvs for asvs, _ in draws]))
+    sizes = sorted((len(asvs) for asvs, _ in draws), reverse=True)
+    for asvs, reads in made_up:
+        assert np.isin(asvs, everything).all()
+        assert (np.diff(asvs) > 0).all()  # ascending, each once
+        assert len(reads) == len(asvs)
+        assert reads.min() > 0
+        assert reads.sum() <= 1 + 1e-9
+        assert min(FEWEST_MADE_UP, sizes[-1]) <= len(asvs) <= min(len(everything), sum(sizes[:MOST_PARENTS]))
+
+
+def test_made_up_samples_of_one_sample_have_its_proportions():
+    asvs, reads = np.arange(30), np.arange(1, 31)
+    made_up = make_up_samples([(asvs, reads)], 50, np.random.default_rng(0))
+    for kept, share in made_up:
+        np.testing.assert_allclose(share, reads[kept] / reads.sum())
+    sizes = np.array([len(kept) for kept, _ in made_up])
+    assert sizes.min() >= FEWEST_MADE_UP
+    assert sizes.max() > 20
+    assert len(set(sizes.tolist())) > 10
 
 
 def test_what_is_not_asked_for_is_not_there(plan):
-    bare = dataclasses.replace(plan, unifrac=False, mask_fraction=0.0, count_mask_fraction=0.0, targets=None)
+    bare = dataclasses.replace(plan, unifrac=(), mask_fraction=0.0, count_mask_fraction=0.0, targets=None)
     batch = EpochBatches(bare, 1)[0]
-    for name in ("unifrac", "masked_position", "masked_scored", "count_masked", "target"):
+    for name in (*METRICS, "masked_position", "masked_scored", "count_masked", "target"):
         assert getattr(batch, name) is None
     assert batch.masked_total == batch.count_total == 0
 
