@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.training.logs import ProgressBar, RunLog, format_loss, write_validation
-from aam.training.metrics import EpochArrays
+from aam.training.metrics import EpochArrays, Scored
 from aam.training.targets import Target, TargetTransform
 from tensors import SIZES
 
@@ -27,11 +27,16 @@ CLASSES = EpochArrays(
 NUMBERS = EpochArrays(
     target=np.array([[0.5], [-1.0], [2.0]], dtype=np.float32),
     target_true=np.array([0.0, -1.0, 3.0], dtype=np.float32),
-    unifrac=np.array([0.5, 0.6, 0.7], dtype=np.float32),
-    unifrac_true=np.array([0.4, 0.6, 0.9], dtype=np.float32),
+    unifrac={
+        metric: Scored(
+            predicted=np.array([0.5, 0.6, 0.7], dtype=np.float32), truth=np.array([0.4, 0.6, 0.9], dtype=np.float32)
+        )
+        for metric in ("unweighted", "weighted", "faith_pd")
+    },
     count=np.array([-3.0, -1.0], dtype=np.float32),
     count_true=np.array([-2.0, -1.5], dtype=np.float32),
 )
+UNIFRAC = ("unifrac", "weighted_unifrac", "faith_pd")
 IDS = ["007", "10317.000001234", "c"]
 
 
@@ -109,9 +114,9 @@ def test_histograms_of_weights_and_gradients(tmp_path):
     model = SequenceEncoder(SIZES)
     model.asv_encoder.requires_grad_(False)
     gradients = {
-        "embedding.weight": torch.arange(256.0).view(16, 16),
-        "embedding.bias": torch.full((16,), math.nan),
-        "distance_offset": torch.tensor(2.0),
+        "clades.raw_length": torch.arange(256.0),
+        "clades.members.0.bias": torch.full((32,), math.nan),
+        "clades.log_pd_scale": torch.tensor(2.0),
     }
     log = RunLog(tmp_path, [])
     log.histograms(model, gradients, epoch=10)
@@ -119,9 +124,9 @@ def test_histograms_of_weights_and_gradients(tmp_path):
     found = events(tmp_path)
     tags = set(found.Tags()["histograms"])
     trained = {f"weights/{name}" for name, p in model.named_parameters() if p.requires_grad}
-    assert tags == trained | {"gradients/embedding.weight", "gradients/distance_offset"}
-    assert "weights/asv_encoder.token.weight" not in tags
-    (event,) = found.Histograms("gradients/embedding.weight")
+    assert tags == trained | {"gradients/clades.raw_length", "gradients/clades.log_pd_scale"}
+    assert "weights/asv_encoder.nucleotides.token.weight" not in tags
+    (event,) = found.Histograms("gradients/clades.raw_length")
     assert event.step == 10
     histogram = event.histogram_value
     assert (histogram.num, histogram.min, histogram.max) == (256, 0, 255)
@@ -130,9 +135,9 @@ def test_histograms_of_weights_and_gradients(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "target", "names"),
     [
-        (NUMBERS, AGE, {"unifrac", "target", "counts"}),
+        (NUMBERS, AGE, {*UNIFRAC, "target", "counts"}),
         (CLASSES, SITE, {"confusion_matrix"}),
-        (NUMBERS, None, {"unifrac", "counts"}),
+        (NUMBERS, None, {*UNIFRAC, "counts"}),
     ],
 )
 def test_pictures(tmp_path, arrays, target, names):
@@ -158,7 +163,7 @@ def test_pictures(tmp_path, arrays, target, names):
 def test_pictures_of_many_points(tmp_path):
     many = np.linspace(0, 1, 50_001, dtype=np.float32)
     log = RunLog(tmp_path, [])
-    log.best(EpochArrays(unifrac=many, unifrac_true=many), [], None, epoch=1)
+    log.best(EpochArrays(unifrac={"unweighted": Scored(predicted=many, truth=many)}), [], None, epoch=1)
     log.close()
     assert (tmp_path / "figures" / "unifrac.png").stat().st_size > 1000
 

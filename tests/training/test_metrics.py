@@ -18,6 +18,7 @@ from aam.training.losses import Losses, LossTerm, LossWeights
 from aam.training.metrics import (
     EpochArrays,
     EpochRecord,
+    Scored,
     class_probabilities,
     classification_metrics,
     regression_metrics,
@@ -163,30 +164,60 @@ def test_workers_agree_on_the_losses_where_one_was_not_finite(two_workers, tmp_p
     assert first["base_loss"] == pytest.approx((4 + 5 + 4) / (8 + 4))  # half of the second step's items
 
 
-def test_unifrac_pairs_are_kept_once():
+def step_of(metrics: dict[str, tuple[torch.Tensor, torch.Tensor]], rows: slice) -> tuple:
+    """Batch and predictions of the worker whose samples these rows are, of 5."""
+    truths = {metric: truth[rows] for metric, (_, truth) in metrics.items()}
+    batch = make_batch(SEQUENCES, SAMPLES, **truths, global_rows=rows, rank_sizes=[3, 2])
+    return batch, Losses(), Predictions(unifrac={m: predicted[rows] for m, (predicted, _) in metrics.items()})
+
+
+def test_unifrac_pairs_are_kept_once_and_samples_too():
     record, rng = record_of(base=1.0), torch.Generator().manual_seed(0)
-    truth, predicted = torch.rand(5, 5, generator=rng), torch.rand(5, 5, generator=rng)
+    made = {m: [torch.rand(5, 5, generator=rng) for _ in range(2)] for m in ("unweighted", "weighted")}
+    made["faith_pd"] = [torch.rand(5, generator=rng) for _ in range(2)]
     for rows in (slice(0, 3), slice(3, 5)):  # as two workers would
-        batch = make_batch(SEQUENCES, SAMPLES, unifrac=truth[rows], global_rows=rows, rank_sizes=[3, 2])
-        record.add(batch, Losses(), Predictions(unifrac=predicted[rows]))
+        record.add(*step_of(made, rows))
     i, j = np.triu_indices(5, k=1)
     arrays = record.arrays()
-    np.testing.assert_array_equal(arrays.unifrac, predicted.numpy()[i, j])
-    np.testing.assert_array_equal(arrays.unifrac_true, truth.numpy()[i, j])
-    found = arrays.metrics(None)
-    assert found == pytest.approx(
-        {
-            "unifrac_mae": sk.mean_absolute_error(arrays.unifrac_true, arrays.unifrac),
-            "unifrac_r2": sk.r2_score(arrays.unifrac_true, arrays.unifrac),
-            "unifrac_std_ratio": arrays.unifrac.std() / arrays.unifrac_true.std(),
-        },
-        rel=1e-5,
+    assert arrays.unifrac.keys() == made.keys()
+    expected = {}
+    for metric, prefix in (("unweighted", "unifrac"), ("weighted", "weighted_unifrac"), ("faith_pd", "faith_pd")):
+        predicted, truth = (values.numpy() for values in made[metric])
+        if truth.ndim == 2:
+            predicted, truth = predicted[i, j], truth[i, j]
+        np.testing.assert_array_equal(arrays.unifrac[metric].predicted, predicted)
+        np.testing.assert_array_equal(arrays.unifrac[metric].truth, truth)
+        expected[f"{prefix}_mae"] = sk.mean_absolute_error(truth, predicted)
+        expected[f"{prefix}_r2"] = sk.r2_score(truth, predicted)
+        expected[f"{prefix}_std_ratio"] = predicted.std() / truth.std()
+    assert arrays.metrics(None) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_metric_alone_has_its_tags_alone():
+    record = record_of(base=1.0)
+    values = torch.rand(5, 5, generator=torch.Generator().manual_seed(0))
+    record.add(*step_of({"weighted": (values, values)}, slice(0, 5)))
+    found = record.arrays().metrics(None)
+    assert found == pytest.approx({f"weighted_unifrac_{name}": v for name, v in
+                                   (("mae", 0), ("r2", 1), ("std_ratio", 1))}, abs=1e-6)  # fmt: skip
+
+
+def test_losses_of_several_metrics_stand_beside_their_mean():
+    record = record_of(base=2.0)
+    batch = make_batch(SEQUENCES, SAMPLES)
+    for of_pairs, of_samples in ((6.0, 1.0), (2.0, 3.0)):
+        metrics = {"unweighted": LossTerm(torch.tensor(of_pairs), 8), "faith_pd": LossTerm(torch.tensor(of_samples), 4)}
+        record.add(batch, Losses(base=LossTerm(torch.tensor(of_pairs + of_samples), 8), metrics=metrics), Predictions())
+    base = (7 + 5) / 16
+    assert record.losses() == pytest.approx(
+        {"total_loss": 2 * base, "base_loss": base, "unifrac_loss": 8 / 16, "faith_pd_loss": 4 / 8}
     )
 
 
-def test_a_collapsed_head_shows():
+def test_collapsed_distances_show():
     truth = np.linspace(0, 1, 20, dtype=np.float32)
-    found = EpochArrays(unifrac=np.full(20, 0.5, dtype=np.float32), unifrac_true=truth).metrics(None)
+    scored = Scored(predicted=np.full(20, 0.5, dtype=np.float32), truth=truth)
+    found = EpochArrays(unifrac={"unweighted": scored}).metrics(None)
     assert found["unifrac_std_ratio"] == 0
     assert found["unifrac_r2"] == pytest.approx(0, abs=1e-5)
 
@@ -246,8 +277,7 @@ def test_predictions_of_a_skipped_step_are_not_scored():
     arrays = EpochArrays(
         target=broken[:, None],
         target_true=truth,
-        unifrac=broken,
-        unifrac_true=truth,
+        unifrac={"unweighted": Scored(predicted=broken, truth=truth)},
         count=np.full(4, np.nan),
         count_true=truth,
     )
