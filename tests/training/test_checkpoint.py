@@ -19,15 +19,17 @@ from aam.model.sequence_predictor import SequencePredictor
 from aam.training import checkpoint
 from aam.training.checkpoint import ModelSpec, TrainingState
 from aam.training.optimizer import make_optimizer, update
-from aam.training.targets import Target, TargetTransform
+from aam.training.targets import Target, TargetTransform, UnifracTarget
 from tensors import PREDICTOR, SIZES, make_batch, random_sequences
 
 FILES = {"model.safetensors", "config.json", "training_state.pt"}
 STAGE_1 = ModelSpec(
     encoder=SIZES,
     contract=DataContract(max_bp=40, rarefy_depth=100, token_limit=7, token_choice="random", seed=5),
-    distance_mean=0.7,
-    distance_variance=0.01,
+    unifrac=(
+        UnifracTarget(metric="unweighted", mean=0.7, variance=0.01),
+        UnifracTarget(metric="faith_pd", mean=1 / 3, variance=4.0),
+    ),
 )
 STAGE_2 = dataclasses.replace(
     STAGE_1,
@@ -38,6 +40,7 @@ STAGE_2 = dataclasses.replace(
 NUMBER = dataclasses.replace(
     STAGE_1,
     predictor=dataclasses.replace(PREDICTOR, count_head=False),
+    unifrac=(),
     target=Target(column="age", transform=TargetTransform.fit("zscore", np.array([1.0, 1 / 3, 9.0]))),
 )
 SPECS = {"stage 1": STAGE_1, "classes": STAGE_2, "number": NUMBER}
@@ -54,7 +57,7 @@ def trained(spec: ModelSpec = STAGE_1, seed: int = 0):
     model = spec.build()
     optimizer = make_optimizer(model, 0.01)
     output = model(BATCH)
-    (output.embedding if spec.predictor is None else output.target).square().sum().backward()
+    (output.memberships if spec.predictor is None else output.target).square().sum().backward()
     update(optimizer, torch.tensor(True), lr=0.01, clip_norm=1.0)
     return model, optimizer
 
@@ -84,7 +87,7 @@ def test_round_trip(tmp_path, kind):
     assert_same_weights(loaded.model, model)
     found, expected = loaded.model(BATCH), model.eval()(BATCH)
     if kind == "stage 1":
-        assert torch.equal(found.embedding, expected.embedding)
+        assert torch.equal(found.memberships, expected.memberships)
     else:
         assert torch.equal(found.target, expected.target)
 
@@ -199,11 +202,11 @@ def rename_all(weights: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("embedding.weight"), "1 weights do not fit the model: missing embedding.weight"),
+        (lambda w: w.pop("clades.raw_length"), "1 weights do not fit the model: missing clades.raw_length"),
         (lambda w: w.update(extra=torch.ones(2)), "1 weights do not fit the model: unknown extra"),
         (
-            lambda w: w.update({"embedding.bias": torch.ones(1)}),
-            r"embedding.bias has shape \(1,\), not \(16,\)",
+            lambda w: w.update({"clades.raw_length": torch.ones(1)}),
+            r"clades.raw_length has shape \(1,\), not \(12,\)",
         ),
         (rename_all, "weights do not fit the model: missing"),
     ],
@@ -219,8 +222,8 @@ def test_weights_that_do_not_fit(tmp_path, change, message):
 def test_weights_that_do_not_fit_change_nothing(tmp_path):
     model, other = trained(seed=1)[0], trained(seed=2)[0]
     weights = other.state_dict()
-    del weights["embedding.bias"]
-    with pytest.raises(ValueError, match=r"missing embedding.bias"):
+    del weights["clades.log_pd_scale"]
+    with pytest.raises(ValueError, match=r"missing clades.log_pd_scale"):
         checkpoint.load_weights(model, weights, source=tmp_path)
     assert_same_weights(model, trained(seed=1)[0])
 
@@ -236,9 +239,34 @@ def test_not_a_checkpoint(tmp_path):
         checkpoint.load(tmp_path / "best")
 
 
-@pytest.mark.parametrize("described", [{"format_version": 99}, {"model_type": "bert"}])
+@pytest.mark.parametrize("described", [{"format_version": 1}, {"format_version": 99}, {"model_type": "bert"}])
 def test_another_format(tmp_path, described):
+    """1 is that of the encoders before soft clades, whose specs and weights no model here has."""
     write(tmp_path / "best")
     (tmp_path / "best" / "config.json").write_text(json.dumps(described))
-    with pytest.raises(ValueError, match=r"checkpoint of format (99|None), this version .* 1$"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint of format (1|99|None), and this version .* reads format 2;"
+    ) as caught:
         checkpoint.load(tmp_path / "best")
+    assert "\n" not in str(caught.value)
+    assert "train it anew" in str(caught.value)
+
+
+def test_what_is_settled_before_training_is_kept(tmp_path):
+    """Buffers: of the k-mers, of the known ASVs and of the features."""
+    model, optimizer = trained(NUMBER)
+    kmers, features = model.base.asv_encoder.kmers, model.features
+    kmers.standardise(BATCH.tokens)
+    with torch.no_grad():
+        features.know(BATCH.tokens, model.base(BATCH).memberships)
+        features.standardise(features(BATCH, model.base(BATCH)))
+    checkpoint.save(tmp_path / "best", model, NUMBER, STATE, optimizer.state_dict(), [])
+    loaded = checkpoint.load(tmp_path / "best").model
+    kept = dict(loaded.named_buffers())
+    names = {"base.asv_encoder.kmers.mean", "base.asv_encoder.kmers.scale"}
+    names |= {f"features.{name}" for name in ("tokens", "anchors", "mean", "scale")}
+    assert kept.keys() == names
+    new = dict(NUMBER.build().named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(kept[name], buffer), name
+        assert not torch.equal(new[name], buffer), name
