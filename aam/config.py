@@ -16,6 +16,7 @@ Location = NewType("Location", str)
 """A path, or a URI that pyarrow.fs knows: s3://bucket/runs, gs://bucket/runs."""
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
 UnifracMetric = Literal["unweighted", "weighted", "faith_pd"]
+DistanceMetric = Literal["unweighted", "weighted"]
 Baseline = Literal[
     "mean",
     "median",
@@ -473,8 +474,8 @@ class PredictRayConfig(RayConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Predict the target of new samples with a trained stage 2 model, in the target's own units; write what a model of
-    either stage makes of samples and ASVs, as vectors.
+    """Predict the target of new samples with a trained stage 2 model, in the target's own units; with a model of either
+    stage, UniFrac and Faith's PD without a tree, and vectors of samples and ASVs.
     """
 
     checkpoint: Location
@@ -485,9 +486,18 @@ class PredictConfig:
     """Table of predictions to write, predictions.tsv say. Beside it: for classes, class_probabilities.tsv, and
     predictions.skipped.tsv where samples cannot be predicted; of these, what earlier predictions left goes."""
     embeddings: Path | None = None
-    """Table of sample embeddings to write, .tsv or .parquet: the vectors whose distances stand for UniFrac."""
+    """Table of sample embeddings to write, .tsv or .parquet: to which degree a sample has each clade, times the length
+    of the clade. Of two samples, 1 - sum(min) / sum(max) is the predicted unweighted UniFrac."""
     asv_embeddings: Path | None = None
     """Table of the vectors of all ASVs of the table to write, by sequence, .tsv or .parquet."""
+    distances: Path | None = None
+    """Matrix of the predicted UniFrac of all pairs of samples to write: text that scikit-bio and QIIME 2 read. No tree is
+    needed; the model must have learned the metric, and a base that was trained on for a target has forgotten it."""
+    distance_metric: DistanceMetric = "unweighted"
+    """UniFrac of the --distances, one of those that stage 1 learned (--unifrac-metric)."""
+    faith_pd: Path | None = None
+    """Table of the predicted Faith's PD of each sample to write, metadata for QIIME 2. Needs a stage 1 that learned it
+    (--unifrac-metric faith_pd)."""
     part: Literal["all", "train", "val", "test"] = "all"
     """Which samples: all of the table, or those that the run trained on, validated on, or held back (run.json)."""
     report: Path | None = None
@@ -511,7 +521,10 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         outputs = self.outputs
-        _require(bool(outputs), "nothing to write: give --output, --embeddings, --asv-embeddings or --report")
+        _require(
+            bool(outputs),
+            "nothing to write: give --output, --embeddings, --asv-embeddings, --distances, --faith-pd or --report",
+        )
         for path in outputs:
             _require(not path.parts[0].endswith(":"), f"{path}: is a URI; give a path, and copy what is there")
             _require(outputs.count(path) == 1, f"{path}: is given twice; give each a name of its own")
@@ -529,7 +542,14 @@ class PredictConfig:
     @property
     def outputs(self) -> list[Path]:
         """All that is to be written, as it was named."""
-        return [path for path in (self.output, self.report, self.embeddings, self.asv_embeddings) if path is not None]
+        tables = (self.output, self.report, self.embeddings, self.asv_embeddings, self.distances, self.faith_pd)
+        return [path for path in tables if path is not None]
+
+    @property
+    def of_samples(self) -> list[Path]:
+        """Tables of samples that are to be written; beside the first goes the one that names samples skipped."""
+        tables = (self.output, self.embeddings, self.distances, self.faith_pd)
+        return [path for path in tables if path is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

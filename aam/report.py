@@ -34,6 +34,8 @@ METRIC_NAMES = {
     "macro_f1": "macro-F1",
     "auroc": "AUROC",
     "unifrac_r2": "UniFrac R²",
+    "weighted_unifrac_r2": "weighted UniFrac R²",
+    "faith_pd_r2": "Faith's PD R²",
     "nuc_accuracy": "masked nucleotides right",
 }
 

@@ -1,4 +1,4 @@
-"""Predict the target of samples with a trained model, alone or with many workers, and report on it."""
+"""Predict the target of samples, or their UniFrac, with a trained model, alone or with many workers; report on it."""
 
 import contextlib
 import sys
@@ -23,7 +23,7 @@ def run(config: PredictConfig) -> None:
 def _run(config: PredictConfig) -> None:
     from aam.data.files import replacing
     from aam.distributed.checkpoints import find_best, run_record
-    from aam.predict import check_outputs, predict, write_found
+    from aam.predict import check_outputs, predict, write_result
     from aam.report import Stage, check_truth, make_report
     from aam.training import checkpoint
 
@@ -34,20 +34,20 @@ def _run(config: PredictConfig) -> None:
     loaded = checkpoint.load(path)
     if config.report is not None and record is not None and loaded.spec.target is not None:
         check_truth(config, record, loaded.spec.target)
-    crew = None
+    executor = None
     if config.ray.workers[1] > 1:
-        from aam.distributed.prediction import ray_crew
+        from aam.distributed.prediction import ray_executor
 
-        crew = ray_crew(config.ray)
-    found = predict(config, loaded, record, crew)
-    print(write_found(config, found))
-    if config.report is None or record is None or found.predictions is None:
+        executor = ray_executor(config.ray)
+    result = predict(config, loaded, record, executor)
+    print(write_result(config, result))
+    if config.report is None or record is None or result.predictions is None:
         return
     origin, base = None, record["config"]["pretrained"]
     if base is not None and (base_record := run_record(base)) is not None:
         used = Path(record["pretrained"])
         origin = Stage.read(used if used.exists() else find_best(base), base_record)
-    text = make_report(config, found.predictions, Stage.read(path, record), origin)
+    text = make_report(config, result.predictions, Stage.read(path, record), origin)
     with replacing(config.report) as scratch:
         scratch.write_text(text)
     print(f"report: {config.report}\n\n{text}")

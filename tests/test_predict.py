@@ -19,11 +19,11 @@ from aam.config import DataConfig, LoopConfig, PredictConfig, TargetConfig, Trai
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
 from aam.plan import make_plan
-from aam.predict import check_outputs, predict, write_found
+from aam.predict import check_outputs, predict, write_result
 from aam.predict.table import what_is_new
 from aam.training import checkpoint
 from aam.training.targets import Target
-from runs import TINY, data_config, fit_here, pretrain_config, train_config
+from runs import DEEP, TINY, data_config, fit_here, pretrain_config, train_config
 from tensors import random_sequences
 
 
@@ -121,11 +121,11 @@ def stages(synthetic_folder, tmp_path_factory):
 
 def vectors(path) -> tuple[list[str], np.ndarray]:
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, sep="\t", dtype={0: str})
-    assert list(frame.columns[1:]) == [f"e{d}" for d in range(TINY.embedding_dim)]
+    assert list(frame.columns[1:]) == [f"e{d}" for d in range(len(frame.columns) - 1)]
     return list(frame.iloc[:, 0]), frame.iloc[:, 1:].to_numpy(np.float32)
 
 
-def test_embeddings_are_what_the_encoder_says(run_here, stages, tmp_path):
+def test_embeddings_are_those_of_the_encoder(run_here, stages, tmp_path):
     first, second, plan = stages
     samples, asvs = tmp_path / "new" / "samples.parquet", tmp_path / "asvs.tsv"
     done = run_here("predict.py", "--checkpoint", first, "--embeddings", samples, "--asv-embeddings", asvs)
@@ -138,26 +138,27 @@ def test_embeddings_are_what_the_encoder_says(run_here, stages, tmp_path):
     with torch.no_grad():
         output = encoder(EpochBatches(of_samples, FIXED_DRAW)[0])
         of_asvs, _ = encoder.asv_encoder(torch.tensor(dataset.tokens))
-    np.testing.assert_allclose(found, output.embedding, rtol=0, atol=1e-5)
-    assert f"about {output.offset:.4g} + {output.scale:.4g} times their distance" in done.stdout
+        embeddings = output.profiles.presence * output.lengths
+    np.testing.assert_allclose(found, embeddings, rtol=0, atol=1e-5)
+    assert "1 - sum(min) / sum(max) of two samples is their unweighted UniFrac" in done.stdout
     sequences, found = vectors(asvs)
     assert sequences == dataset.sequences
     np.testing.assert_allclose(found, of_asvs, rtol=0, atol=1e-5)
     assert found_ids == dataset.sample_ids
     # A frozen base is that of stage 1.
     run_here("predict.py", "--checkpoint", second, "--embeddings", tmp_path / "of_second.tsv")
-    np.testing.assert_allclose(vectors(tmp_path / "of_second.tsv")[1], output.embedding, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(vectors(tmp_path / "of_second.tsv")[1], embeddings, rtol=0, atol=1e-5)
 
 
 def test_a_base_without_unifrac_is_not_said_to_stand_for_it(run_here, synthetic_folder, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     config = pretrain_config(synthetic_folder, first, epochs=1)
-    fit_here(replace(config, loss=replace(config.loss, base_weight=0.0)))
+    fit_here(replace(config, loss=replace(config.loss, base_weight=0.0), model=DEEP))
     fit_here(train_config(synthetic_folder, second, pretrained=first, freeze_base=True, epochs=1))
     for run in (first, second):
         flags = ["--table", synthetic_folder / "table.biom", "--embeddings", tmp_path / "e.tsv"]
         done = run_here("predict.py", "--checkpoint", run, *flags)
-        assert "the base was trained without UniFrac, for which their distances do not stand" in done.stdout, run
+        assert "the base was trained without unweighted UniFrac" in done.stdout, run
 
 
 @pytest.mark.parametrize(
@@ -217,16 +218,16 @@ def test_nothing_of_earlier_predictions_stays_and_no_half_file_takes_their_place
         found.predictions, target=Target(column="site", classes=("a", "b"), loss="cross_entropy"),
         probabilities=np.full((len(found.sample_ids), 2), 0.5), skipped={"s": "no reads"},
     )  # fmt: skip
-    write_found(asked, replace(found, predictions=of_classes))
+    write_result(asked, replace(found, predictions=of_classes))
     beside = {tmp_path / "class_probabilities.tsv", tmp_path / "predictions.skipped.tsv"}
     assert {*tmp_path.iterdir()} == {asked.output, *beside}
-    text = write_found(asked, replace(found, predictions=replace(found.predictions, skipped={})))
+    text = write_result(asked, replace(found, predictions=replace(found.predictions, skipped={})))
     assert {*tmp_path.iterdir()} == {asked.output}
     assert all(f"removed, of earlier predictions: {path}" in text for path in beside)
 
     with open(os.devnull, "w") as null:
         nowhere = Path(f"/dev/fd/{null.fileno()}")
-        text = write_found(replace(asked, output=nowhere), replace(found, predictions=of_classes))
+        text = write_result(replace(asked, output=nowhere), replace(found, predictions=of_classes))
     assert "class probabilities: not written" in text
     assert f"1 of {len(found.sample_ids) + 1} samples could not be predicted:\n  s: no reads" in text
     assert {*tmp_path.iterdir()} == {asked.output}
@@ -239,7 +240,7 @@ def test_nothing_of_earlier_predictions_stays_and_no_half_file_takes_their_place
 
     broken = replace(found.predictions, values=[*found.predictions.values[:-1], DiskFull()])
     with pytest.raises(OSError):
-        write_found(asked, replace(found, predictions=broken))
+        write_result(asked, replace(found, predictions=broken))
     assert asked.output.read_text() == before
     assert {*tmp_path.iterdir()} == {asked.output}
 

@@ -18,7 +18,7 @@ from ray.util.actor_pool import ActorPool
 
 from aam.config import RayConfig
 from aam.distributed.shared_dataset import dataset_at_hand, share_dataset
-from aam.predict.samples import Crew, Each, Worker
+from aam.predict.samples import Executor, Map, Worker
 from aam.training.memory import KEEP_FREED_MEMORY
 
 
@@ -46,7 +46,7 @@ class Given:
     """Where the dataset was shared."""
 
 
-def ray_crew(config: RayConfig) -> Crew:
+def ray_executor(config: RayConfig) -> Executor:
     """Workers of the cluster that the settings name, or of one that is started here.
 
     Parameters
@@ -76,20 +76,20 @@ def ray_crew(config: RayConfig) -> Crew:
         runtime_env=None if scaling.use_gpu else {"env_vars": KEEP_FREED_MEMORY},
     )
 
-    def start(worker: Worker) -> Each:
+    def start(worker: Worker) -> Map:
         if config.storage_path is not None:
             share_dataset(worker.dataset, config.storage_path)
         given = Given(ray.put(worker), config.storage_path)
         actors = [actor.remote() for _ in range(max(least, min(most, room)))]
-        return lambda method, items, *shared: _each(actors, given, config.max_failures, method, items, *shared)
+        return lambda method, items, *shared: _map(actors, given, config.max_failures, method, items, *shared)
 
-    return Crew(device=torch.device("cuda" if scaling.use_gpu else "cpu"), start=start)
+    return Executor(device=torch.device("cuda" if scaling.use_gpu else "cpu"), start=start)
 
 
-def _each(
+def _map(
     actors: list[Any], given: Given, max_failures: int, method: Callable[..., Any], items: Sequence[Any], *shared: Any
 ) -> Iterator[tuple[int, Any]]:
-    """Hand out items to whoever is free; see `aam.predict.samples.Each`."""
+    """Hand out items to whoever is free; see `aam.predict.samples.Map`."""
     kept = [ray.put(one) for one in shared]
 
     def submit(actor: Any, numbered: Any) -> Any:

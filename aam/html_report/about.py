@@ -11,9 +11,11 @@ from aam.html_report.page import Html, bullets, element, figure, folded, grid, j
 from aam.html_report.pictures import curves
 from aam.html_report.run_files import Run
 from aam.predict import source_of
+from aam.predict.distances import METRIC_NAMES as UNIFRAC_NAMES
 from aam.report import METRIC_NAMES, flags_of
 
-_NUMBERS = ("r2", "mae", "spearman", "balanced_accuracy", "auroc", "macro_f1", "unifrac_r2", "nuc_accuracy")
+_NUMBERS = ("r2", "mae", "spearman", "balanced_accuracy", "auroc", "macro_f1", "unifrac_r2", "weighted_unifrac_r2",
+            "faith_pd_r2", "nuc_accuracy")  # fmt: skip
 """Metrics that stand out; of each a curve."""
 
 
@@ -31,12 +33,12 @@ def subtitle_of(run: Run) -> str:
 
 
 def _what_stage_1_learns(run: Run) -> str:
-    loss = run.record["config"]["loss"]
-    parts = {
-        "base_weight": "the UniFrac distance of each pair of samples",
-        "nuc_weight": "to fill in masked nucleotides",
-    }
-    return " and ".join(text for name, text in parts.items() if loss[name] > 0)
+    spec = run.best.spec
+    parts = [UNIFRAC_NAMES[learned.metric] for learned in spec.unifrac]
+    nuc_weight = run.record["config"]["loss"]["nuc_weight"]
+    if spec.encoder.asv_layers and (nuc_weight is None or nuc_weight > 0):
+        parts.append("to fill in masked nucleotides")
+    return " and ".join(parts)
 
 
 def about(run: Run) -> Html:

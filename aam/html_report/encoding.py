@@ -1,7 +1,6 @@
-"""What a model says of samples, and of samples without one of their ASVs; ASVs are encoded once.
+"""Outputs of a model for samples, and for samples without one of their ASVs; ASVs are encoded once.
 
-Shape letters: B samples, R rows (samples, some of them several times), S ASV slots, U distinct ASVs, D width,
-T items, H heads.
+Shape letters: B samples, R rows (samples, some of them several times), S ASV slots, U distinct ASVs, D width.
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from aam.config import DataContract
 from aam.data.batches import BatchPlan, build_batch
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
-from aam.model.layers import AttentionPool
-from aam.model.sequence_encoder import KnownOutputs, SequenceEncoder
+from aam.model.sequence_encoder import SequenceEncoder
 
 CHUNK = 1024
 """ASVs at a time."""
-ROWS = 32
+ROWS = 64
 """Samples at a time."""
 MOST_SAMPLES, MOST_ASVS = 300, 5000
 """What is encoded for a report, at most: on two CPU cores and with the default model, about 20 seconds."""
@@ -36,7 +34,8 @@ class Encoded:
     """Samples, drawn as in validation, and the vectors of their ASVs; on the device of the model."""
 
     batch: Batch
-    known: KnownOutputs
+    vectors: Tensor
+    """[U, D]"""
 
     @property
     def size(self) -> int:
@@ -73,14 +72,14 @@ def encode(
     device = next(encoder.parameters()).device
     batch = build_batch(plan, np.arange(len(sample_ids)), epoch=FIXED_DRAW, index=0).to(device)
     vectors_UD, _ = encoder.asv_encoder(batch.tokens, padded=batch.asvs_padded, chunk_size=CHUNK)
-    return Encoded(batch=batch, known=KnownOutputs(asvs=vectors_UD))
+    return Encoded(batch=batch, vectors=vectors_UD)
 
 
 @torch.no_grad()
 def outputs(
     model: nn.Module, encoded: Encoded, rows: np.ndarray | None = None, without: np.ndarray | None = None
 ) -> Iterator[Any]:
-    """What a model says of samples, some at a time.
+    """Outputs of a model for samples, some at a time.
 
     Parameters
     ----------
@@ -99,7 +98,7 @@ def outputs(
         batch = rows_of(encoded.batch, rows[part])
         if without is not None:
             batch = without_slot(batch, without[part])
-        yield model(batch, known=encoded.known)
+        yield model(batch, cached_vectors=encoded.vectors)
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
@@ -129,35 +128,6 @@ def without_slot(batch: Batch, slots: np.ndarray) -> Batch:
     left_B = -torch.expm1(batch.log_abundance[row, slot].double())
     log_BS = batch.log_abundance - left_B.log().float()[:, None]
     return dataclasses.replace(batch, slot_mask=mask_BS, log_abundance=torch.where(mask_BS, log_BS, 0.0))
-
-
-def pool_weights(pool: AttentionPool, x_NTD: Tensor, mask_NT: Tensor | None) -> Tensor:
-    """The weights [N, T, H] by which a pool averages the items of each row; they add up to 1 over T."""
-    score_NTH = pool.score(x_NTD).float()
-    if mask_NT is not None:
-        score_NTH = score_NTH.masked_fill(~mask_NT[..., None], float("-inf"))
-    return score_NTH.softmax(dim=1)
-
-
-def attention(model: nn.Module, pool: AttentionPool, encoded: Encoded) -> np.ndarray:
-    """The weight of each slot [B, S] in a pool of the model, the mean of its heads; 0 in empty slots."""
-    found = np.zeros(encoded.batch.slot.shape)
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, arguments: tuple) -> None:
-        seen.append(pool_weights(pool, *arguments).mean(dim=-1))
-
-    handle = pool.register_forward_pre_hook(look)
-    try:
-        for _ in outputs(model, encoded):
-            pass
-    finally:
-        handle.remove()
-    row = 0
-    for weight_BS in seen:
-        found[row : row + len(weight_BS), : weight_BS.shape[1]] = weight_BS.cpu().numpy()
-        row += len(weight_BS)
-    return found
 
 
 def collect(parts: Iterator[Any], read: Callable[[Any], Tensor]) -> np.ndarray:

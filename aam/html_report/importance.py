@@ -1,4 +1,4 @@
-"""Which ASVs the model looks at, and what its answer is without them.
+"""Which ASVs change the output of the model most when they are taken away.
 
 Shape letters: B samples, S ASV slots, R rows (a sample without one ASV), C classes.
 """
@@ -8,20 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from aam.html_report.encoding import Encoded, attention, collect, outputs
+from aam.config import UnifracMetric
+from aam.html_report.encoding import Encoded, collect, outputs
 from aam.html_report.page import Html, element, facts, figure, join, paragraph
 from aam.html_report.pictures import effects
 from aam.html_report.run_files import Run
-from aam.model.sequence_predictor import SequencePredictor
+from aam.model.clades import unweighted_unifrac, weighted_unifrac
+from aam.model.sequence_encoder import EncoderOutput, SequenceEncoder
+from aam.predict.distances import METRIC_NAMES
 from aam.training.base_cache import encoder_of
 from aam.training.metrics import class_probabilities
 
+TRIED = 60
+"""ASVs that are taken away in turn: those that most samples have."""
 TOP = 25
-"""ASVs that are taken away in turn."""
+"""ASVs that are shown."""
 ROWS_OF_EACH = 20
 """Samples from which each of them is taken away, at most."""
-SHOWN_IN_PICTURE = 15
+SHOWN_IN_FIGURE = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +39,11 @@ class Importance:
     """Share of the samples that have it."""
     abundance: float
     """Mean relative abundance, where it is."""
-    attention: float
-    """Mean weight over all samples, 0 where it is not."""
-    even: float
-    """The weight in relation to an even share, the mean of the samples that have it."""
     tried: int
     """Samples from which it was taken away."""
     effect: float
-    """Mean of what its presence adds to the prediction (in units of the target, or to the probability of a class);
-    in stage 1, how far the sample moves without it, in predicted UniFrac."""
+    """Mean of what its presence adds to the prediction (in units of the target, or to the probability of a class); in
+    stage 1, how far the sample moves without it, in predicted UniFrac, or what it adds to Faith's PD."""
     agreement: float
     """Share of the tried samples in which the effect has the sign of the mean."""
     towards: str
@@ -49,20 +51,17 @@ class Importance:
 
 
 def find_important(run: Run, encoded: Encoded) -> list[Importance]:
-    """The ASVs with the largest attention over all samples, and what the model says without each."""
-    model = run.best.model
-    pool = model.target_summary.pool if isinstance(model, SequencePredictor) else model.summary.pool
-    weight_BS = attention(model, pool, encoded)
+    """Of the ASVs that most samples have, those without which the output of the model changes most."""
     mask_BS = encoded.batch.slot_mask.cpu().numpy()
     slot_BS = encoded.batch.slot.cpu().numpy()
     share_BS = np.where(mask_BS, np.exp(encoded.batch.log_abundance.cpu().numpy()), 0.0)
     richness_B = mask_BS.sum(axis=1)
-    total_U = np.bincount(slot_BS[mask_BS], weights=weight_BS[mask_BS], minlength=len(encoded.batch.asvs))
-    top = np.argsort(-total_U, kind="stable")[:TOP]
-    places = [np.nonzero((slot_BS == asv) & mask_BS) for asv in top]
+    samples_U = np.bincount(slot_BS[mask_BS], minlength=len(encoded.batch.asvs))
+    tried = np.argsort(-samples_U, kind="stable")[:TRIED]
+    places = [np.nonzero((slot_BS == asv) & mask_BS) for asv in tried]
     effects_of = _without_each(run, encoded, [_to_try(place, richness_B) for place in places])
     found = []
-    for asv, (rows, slots), change_RC in zip(top, places, effects_of, strict=True):
+    for asv, (rows, slots), change_RC in zip(tried, places, effects_of, strict=True):
         if len(change_RC) == 0:  # no sample has any other
             continue
         mean_C = change_RC.mean(axis=0)
@@ -74,15 +73,13 @@ def find_important(run: Run, encoded: Encoded) -> list[Importance]:
                 sequence=run.dataset.sequences[int(encoded.batch.asvs[asv])],
                 prevalence=len(rows) / encoded.size,
                 abundance=float(share_BS[rows, slots].mean()),
-                attention=float(total_U[asv] / encoded.size),
-                even=float((weight_BS[rows, slots] * richness_B[rows]).mean()),
                 tried=len(change_RC),
                 effect=float(mean_C[column]),
                 agreement=float(same_sign.mean()),
                 towards=classes[column] if classes else "",
             )
         )
-    return sorted(found, key=lambda asv: -abs(asv.effect))
+    return sorted(found, key=lambda asv: -abs(asv.effect))[:TOP]
 
 
 def _to_try(place: tuple[np.ndarray, ...], richness_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,12 +96,7 @@ def _without_each(run: Run, encoded: Encoded, tries: list[tuple[np.ndarray, np.n
     ends = np.cumsum([len(picked) for picked, _ in tries])[:-1]
     model, target = run.best.model, run.target
     if target is None:
-        encoder = encoder_of(model)
-        whole = collect(outputs(model, encoded), lambda out: out.embedding)
-        without = collect(outputs(model, encoded, rows, slots), lambda out: out.embedding)
-        scale = float(encoder.distance_log_scale.detach().exp())
-        moved = scale * np.linalg.norm(whole[rows] - without, axis=1)
-        return np.split(moved[:, None], ends)
+        return np.split(_moved(encoder_of(model), encoded, rows, slots, _metric(run))[:, None], ends)
     whole = collect(outputs(model, encoded), lambda out: out.target)
     without = collect(outputs(model, encoded, rows, slots), lambda out: out.target)
     if target.classes:
@@ -114,45 +106,52 @@ def _without_each(run: Run, encoded: Encoded, tries: list[tuple[np.ndarray, np.n
     return np.split(change, ends)
 
 
+@torch.no_grad()
+def _moved(
+    encoder: SequenceEncoder, encoded: Encoded, rows: np.ndarray, slots: np.ndarray, metric: UnifracMetric
+) -> np.ndarray:
+    """How far samples move when they lose an ASV, in predicted UniFrac; of Faith's PD, what the ASV adds: [R]."""
+
+    def read(output: EncoderOutput) -> torch.Tensor:
+        profiles = output.profiles
+        return {"unweighted": profiles.presence, "weighted": profiles.share, "faith_pd": output.faith_pd}[metric]
+
+    whole = collect(outputs(encoder, encoded), read)[rows]
+    without = collect(outputs(encoder, encoded, rows, slots), read)
+    if metric == "faith_pd":
+        return whole - without
+    distance = unweighted_unifrac if metric == "unweighted" else weighted_unifrac
+    pairs = zip(torch.from_numpy(whole).split(1), torch.from_numpy(without).split(1), strict=True)
+    return torch.cat([distance(*pair, encoder.clades.lengths.cpu()) for pair in pairs]).flatten().numpy()
+
+
+def _metric(run: Run) -> UnifracMetric:
+    """The metric of a stage 1 that its report tells effects in."""
+    return run.best.spec.unifrac[0].metric
+
+
 def importance(run: Run) -> Html:
     """The ASVs that matter to the model, with their sequences."""
-    if run.target is None and run.record["config"]["loss"]["base_weight"] == 0:
-        return paragraph("No loss of this run reached the summary of a sample (--base-weight 0).")
+    if run.target is None and not run.best.spec.unifrac:
+        return paragraph("No loss of this run reached the clades of a sample (--base-weight 0).")
     encoded = run.encoded
     found = find_important(run, encoded)
     unit = _unit(run)
-    chart = found[:SHOWN_IN_PICTURE]
-    picture = effects([f"ASV {i}" for i in range(1, len(chart) + 1)], np.array([asv.effect for asv in chart]), unit)
-    whose = "the target's head" if run.target else "the sample's summary"
+    chart = found[:SHOWN_IN_FIGURE]
+    bars = effects([f"ASV {i}" for i in range(1, len(chart) + 1)], np.array([asv.effect for asv in chart]), unit)
     return join(
         [
             *_of_network(run),
             paragraph(
-                f"Of {encoded.size} validation samples, the {len(found)} ASVs with the most attention in the pooling "
-                f"of {whose}, in the order of their effect. Two measures, of different things:"
-            ),
-            element(
-                "ul",
-                element(
-                    "li",
-                    element("strong", "Attention"),
-                    f" is the weight with which {whose} averages the ASVs of a sample, the mean of its heads and of "
-                    "all samples. It tells where the model looks, not what it makes of it; of what else is read of a "
-                    "sample (sums and abundance-weighted means over its ASVs, and for a target the shares of groups of "
-                    "ASVs) it says nothing.",
-                ),
-                element(
-                    "li",
-                    element("strong", "Effect"),
-                    f" is {_effect(run)}. An ASV is taken out of at most {ROWS_OF_EACH} of the samples that have it; "
-                    "the abundances of the others then add up to 1 again.",
-                ),
+                f"Of the {TRIED} ASVs that most of {encoded.size} validation samples have, the {len(found)} with the "
+                f"largest effect: {_effect(run)}. An ASV is taken out of at most {ROWS_OF_EACH} of the samples that "
+                "have it; the abundances of the others then add up to 1 again."
             ),
             paragraph(
-                "Neither is causal: an ASV that goes along with others, or with the study's design, can matter to the "
+                "It is not causal: an ASV that goes along with others, or with the study's design, can matter to the "
                 "model without doing anything to its host or site; one with a double can matter and show no effect.",
             ),
-            figure(picture, f"Effect of the first {len(chart)} ASVs, by the numbers of the list: {unit}."),
+            figure(bars, f"Effect of the first {len(chart)} ASVs, by the numbers of the list: {unit}."),
             element("ol", *(_item(run, i, asv) for i, asv in enumerate(found, start=1)), class_="asvs"),
         ]
     )
@@ -167,14 +166,16 @@ def _of_network(run: Run) -> list[Html]:
     of_folds = f", the mean of {networks} networks of which this is the run's own" if networks > 1 else ""
     text = (
         f"All of this is of the network, which counts {ensemble.weights.by_name['network']:.0%} in the "
-        f"ensemble{of_folds}: what the others, and its trees and its linear model, look at is not in it."
+        f"ensemble{of_folds}: what the others, and its trees, look at is not in it."
     )
     return [element("p", text, class_="warning")]
 
 
 def _effect(run: Run) -> str:
     if run.target is None:
-        return "how far a sample moves without the ASV (occlusion), in the UniFrac that the model predicts"
+        if _metric(run) == "faith_pd":
+            return "what the ASV adds to the predicted Faith's PD of a sample (occlusion)"
+        return f"how far a sample moves without the ASV (occlusion), in predicted {METRIC_NAMES[_metric(run)]}"
     of = (
         "the probability of the class that changes most" if run.target.classes else f"the predicted {run.target.column}"
     )
@@ -183,7 +184,8 @@ def _effect(run: Run) -> str:
 
 def _unit(run: Run) -> str:
     if run.target is None:
-        return "predicted UniFrac to the sample without the ASV"
+        name = METRIC_NAMES[_metric(run)]
+        return f"change of {name}" if _metric(run) == "faith_pd" else f"{name} to the sample without the ASV"
     what = "probability of the class that changes most" if run.target.classes else f"predicted {run.target.column}"
     return f"change of the {what}"
 
@@ -191,8 +193,6 @@ def _unit(run: Run) -> str:
 def _item(run: Run, number: int, asv: Importance) -> Html:
     measures = [
         ("effect", _shown_effect(run, asv)),
-        ("attention, mean of all samples", f"{asv.attention:.2%}"),
-        ("attention, times an even share", f"{asv.even:.2g}"),
         ("samples that have it", f"{asv.prevalence:.1%}"),
         ("mean abundance where it is", f"{asv.abundance:.2%}"),
     ]

@@ -1,4 +1,4 @@
-"""A finished run, as the files in its folder tell of it; and what its model says of its samples."""
+"""A finished run, as the files in its folder tell of it; and the outputs of its model for its samples."""
 
 from __future__ import annotations
 
@@ -146,12 +146,12 @@ class Run:
         if len(ids) < 2:
             return None
         on_disk = self.record["config"]["loop"]["base_cache"]
-        said = predict_samples(self.best, self.dataset, ids, base_cache=on_disk)
+        outputs = predict_samples(self.best, self.dataset, ids, base_cache=on_disk).target
         values = [self.truth[s] for s in ids]
         if target.classes:
-            truth, predicted = target.encode(values), class_probabilities(said)
+            truth, predicted = target.encode(values), class_probabilities(outputs)
             return Scored(target=target, sample_ids=ids, truth=truth, predicted=predicted)
-        numbers = target.decode(said)
+        numbers = target.decode(outputs)
         return Scored(
             target=target,
             sample_ids=ids,

@@ -60,8 +60,8 @@ def _said_of_validation(run: Run) -> str:
         )
     return (
         "These samples chose the best epoch, how much each member of the ensemble counts, how sure it may be of a "
-        "class, how far numbers are spread out, how many rounds of boosting and which linear penalty it has: scores "
-        "and calibration are a little too good for that. The members learned from them afterwards."
+        "class, how far numbers are spread out and how many rounds of boosting it has: scores and calibration are a "
+        "little too good for that. The members learned from them afterwards."
     )
 
 

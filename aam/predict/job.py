@@ -1,7 +1,7 @@
-"""Predict samples, as a user's settings have it, alone or with a crew of workers.
+"""Predict samples, as a user's settings have it, alone or with several processes.
 
 Each distinct ASV is encoded once in all: the workers encode disjoint chunks, then all read the vectors. Then each
-predicts shares of the samples. What is held is of the size of the outcome, and never the states of all samples.
+predicts shares of the samples. What is held is of the size of what is asked for, and never a matrix of distances.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.data.prepare import prepare
-from aam.predict.samples import Crew, Each, SampleOutputs, Worker, open_cache, this_process
+from aam.predict.distances import check_learned
+from aam.predict.samples import Executor, Map, SampleOutputs, Worker, open_cache, this_process
 from aam.predict.table import choose, sources, what_is_new
 from aam.training.base_cache import encoder_of
 from aam.training.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ SHARE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a model says of samples."""
+    """Predicted target of samples."""
 
     target: Target
     dataset: PreparedDataset
@@ -50,7 +51,7 @@ class Predictions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class PredictionResult:
     """All that was asked for."""
 
     dataset: PreparedDataset
@@ -60,20 +61,22 @@ class Found:
     skipped: dict[str, str]
     predictions: Predictions | None
     """None in stage 1, and where only the ASVs were asked for."""
-    embeddings: np.ndarray | None
-    """float32 [n, D]"""
+    outputs: SampleOutputs | None
+    """Of the samples, as far as they are needed; None where only the ASVs were asked for."""
+    lengths: np.ndarray
+    """float32 [P]: of the clades."""
     asvs: np.ndarray | None
     """float32 [ASVs, D]: vectors of all ASVs of the dataset."""
-    distances: str
-    """What the distances between embeddings say."""
+    about_embeddings: str
+    """What they are, in words."""
 
 
 def predict(
     config: PredictConfig,
     loaded: Checkpoint,
     record: dict[str, Any] | None = None,
-    crew: Crew | None = None,
-) -> Found:
+    executor: Executor | None = None,
+) -> PredictionResult:
     """Predict the samples that the settings ask for.
 
     Parameters
@@ -81,43 +84,49 @@ def predict(
     config : PredictConfig
         Settings.
     loaded : Checkpoint
-        Of stage 2; for embeddings, of either stage.
+        Of stage 2; for all but the target, of either stage.
     record : dict, optional
         `run.json` of the run that the checkpoint is of: its table, and which samples were its test samples.
-    crew : Crew, optional
+    executor : Executor, optional
         Who does the work; this process by default.
 
     Raises
     ------
     ValueError
-        For a stage 1 checkpoint, a table that the model cannot read, or samples that cannot be told.
+        For a target or a UniFrac metric that the model does not predict, a table that it cannot read, or samples that
+        cannot be told.
     """
     target, contract = loaded.spec.target, loaded.spec.contract
     if target is None and (config.output or config.report):
         flag = "--output" if config.output else "--report"
         raise ValueError(
             f"{loaded.path}: a stage 1 checkpoint predicts no target; give the folder of a jobs/train.py run, or "
-            f"--embeddings without {flag}"
+            f"--embeddings, --distances or --faith-pd without {flag}"
         )
-    dataset = prepare(sources(config, record), max_bp=contract.max_bp, use_tree=False)
+    if config.distances is not None:
+        check_learned(loaded, config.distance_metric)
+    if config.faith_pd is not None:
+        check_learned(loaded, "faith_pd")
+    dataset = prepare(sources(config, record), max_bp=longest_read(loaded), use_tree=False)
     notes = [note for note in dataset.manifest["notes"] if not note.startswith("metadata: ")]
     ids, skipped = [], {}
-    if config.output or config.report or config.embeddings:
+    if config.of_samples or config.report:
         ids, skipped = choose(config, dataset, record, contract.rarefy_depth)
     notes += what_is_new(dataset, ids or dataset.sample_ids, record)
-    crew = crew or this_process(config.ray.use_gpu)
+    executor = executor or this_process(config.ray.use_gpu)
     worker = Worker(
         loaded=loaded,
         dataset=dataset,
         batch_size=config.batch_size,
-        device=crew.device,
-        autocast=autocast_of(config.precision, crew.device.type),
+        device=executor.device,
+        autocast=autocast_of(config.precision, executor.device.type),
+        kept=_kept(config),
     )
-    each = crew.start(worker)
+    map_items = executor.start(worker)
     started = perf_counter()
-    vectors = _encode(config, worker, ids, each)
+    vectors = _encode(config, worker, ids, map_items)
     encoded = perf_counter()
-    outputs = _predict(worker, ids, vectors, each) if ids else None
+    outputs = _predict(worker, ids, vectors, map_items) if ids else None
     if ids:
         seconds = perf_counter() - encoded
         print(
@@ -125,19 +134,35 @@ def predict(
             f"({len(ids) / seconds:.1f} samples/s)",
             flush=True,
         )
-    return Found(
+    predictions = None
+    if target is not None and outputs is not None:
+        predictions = _in_own_units(target, dataset, ids, outputs.target, skipped)
+    return PredictionResult(
         dataset=dataset,
         notes=notes,
         sample_ids=ids,
         skipped=skipped,
-        predictions=None if target is None or outputs is None else _in_own_units(target, dataset, ids, outputs.target, skipped),
-        embeddings=None if outputs is None else _embeddings(loaded, outputs),
+        predictions=predictions,
+        outputs=outputs,
+        lengths=encoder_of(loaded.model).clades.lengths.detach().cpu().numpy(),
         asvs=vectors if config.asv_embeddings else None,
-        distances=_distances(loaded),
+        about_embeddings=_about_embeddings(loaded),
     )
 
 
-def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -> np.ndarray:
+def longest_read(loaded: Checkpoint) -> int | None:
+    """Longest sequence that a model can read; None without a nucleotide stack, whose positions are counted."""
+    return loaded.spec.contract.max_bp if loaded.spec.encoder.asv_layers else None
+
+
+def _kept(config: PredictConfig) -> frozenset[str]:
+    """Outputs of samples that something is written of."""
+    needs_share = config.distances is not None and config.distance_metric == "weighted"
+    needs_presence = config.embeddings is not None or (config.distances is not None and not needs_share)
+    return frozenset(["presence"] * needs_presence + ["share"] * needs_share)
+
+
+def _encode(config: PredictConfig, worker: Worker, ids: list[str], map_items: Map) -> np.ndarray:
     """Vectors of the ASVs that the samples show, or of all: float32 [ASVs, D], others never written."""
     dataset, contract = worker.dataset, worker.loaded.spec.contract
     if config.asv_embeddings:
@@ -151,28 +176,23 @@ def _encode(config: PredictConfig, worker: Worker, ids: list[str], each: Each) -
     missing = wanted[cache.vectors.missing(wanted)]
     chunks = cache.chunks(missing)
     with _bar(len(missing), "ASVs") as bar:
-        for number, rows in each(Worker.encode, chunks):
+        for number, rows in map_items(Worker.encode, chunks):
             cache.keep(chunks[number], rows)
             bar.update(len(rows))
     cache.say(len(missing), len(wanted))
     return cache.vectors.rows
 
 
-def _predict(worker: Worker, ids: list[str], vectors: np.ndarray, each: Each) -> SampleOutputs:
+def _predict(worker: Worker, ids: list[str], vectors: np.ndarray, map_items: Map) -> SampleOutputs:
     """Outputs for samples, in their order."""
     size = SHARE * worker.batch_size
     shares = [ids[start : start + size] for start in range(0, len(ids), size)]
     outputs: dict[int, SampleOutputs] = {}
     with _bar(len(ids), "samples") as bar:
-        for number, of_share in each(Worker.predict, shares, vectors):
+        for number, of_share in map_items(Worker.predict, shares, vectors):
             outputs[number] = of_share
             bar.update(len(shares[number]))
     return SampleOutputs.concatenate([outputs[number] for number in range(len(shares))])
-
-
-def _embeddings(loaded: Checkpoint, outputs: SampleOutputs) -> np.ndarray:
-    """Presence of each clade in each sample, times its length: float32 [n, P]."""
-    return outputs.presence * encoder_of(loaded.model).clades.lengths.detach().cpu().numpy()
 
 
 def _bar(total: int, what: str) -> tqdm:
@@ -212,8 +232,8 @@ def _in_own_units(
     )
 
 
-def _distances(loaded: Checkpoint) -> str:
-    """What a model's embeddings say of UniFrac."""
+def _about_embeddings(loaded: Checkpoint) -> str:
+    """What a model's embeddings are, and what they tell of UniFrac."""
     if "unweighted" not in {learned.metric for learned in loaded.spec.unifrac}:
-        return "clades weighted by their lengths; the base was trained without unweighted UniFrac"
-    return "clades weighted by their lengths; 1 - sum(min) / sum(max) of two samples is about their unweighted UniFrac"
+        return "presences of clades times their lengths; the base was trained without unweighted UniFrac"
+    return "presences of clades times their lengths; 1 - sum(min) / sum(max) of two samples is their unweighted UniFrac"

@@ -1,11 +1,14 @@
-"""Files of predictions, in the forms that others read: q2-sample-classifier's tables, vectors as TSV or Parquet."""
+"""Files of predictions, in the forms that others read.
+
+Tables as q2-sample-classifier writes them, distance matrices and metadata for QIIME 2, vectors as TSV or Parquet.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +17,19 @@ import pandas as pd
 
 from aam.config import PredictConfig
 from aam.data.files import is_special, replacing
-from aam.predict.job import Found, Predictions
+from aam.predict.distances import METRIC_NAMES, distance_blocks, write_distances, write_faith_pd
+from aam.predict.job import PredictionResult, Predictions
 from aam.predict.table import sources
 
 
-def write_found(config: PredictConfig, found: Found) -> str:
+def write_result(config: PredictConfig, result: PredictionResult) -> str:
     """Write all that was asked for.
 
     Parameters
     ----------
     config : PredictConfig
         Where to.
-    found : Found
+    result : PredictionResult
         What to write.
 
     Returns
@@ -33,19 +37,34 @@ def write_found(config: PredictConfig, found: Found) -> str:
     str
         What was written, and what is to be known of it, in words.
     """
-    lines = [f"note: {note}" for note in found.notes]
-    if config.output is not None and found.predictions is not None:
-        lines.append(write_predictions(found.predictions, config.output))
-    if config.embeddings is not None and found.embeddings is not None:
-        if config.output is None and found.skipped:
-            lines.append(_write_skipped(found.skipped, len(found.sample_ids), config.embeddings))
-        write_vectors(config.embeddings, "SampleID", found.sample_ids, found.embeddings)
-        lines.append(f"{len(found.sample_ids)} sample embeddings ({found.distances}): {config.embeddings}")
-    if config.asv_embeddings is not None and found.asvs is not None:
-        sequences = found.dataset.sequences
-        write_vectors(config.asv_embeddings, "sequence", sequences, found.asvs)
+    lines = [f"note: {note}" for note in result.notes]
+    if config.output is not None and result.predictions is not None:
+        lines.append(write_predictions(result.predictions, config.output))
+    elif config.of_samples and result.skipped:
+        lines.append(_write_skipped(result.skipped, len(result.sample_ids), config.of_samples[0]))
+    lines += _write_profiles(config, result)
+    if config.asv_embeddings is not None and result.asvs is not None:
+        sequences = result.dataset.sequences
+        write_vectors(config.asv_embeddings, "sequence", sequences, result.asvs)
         lines.append(f"{len(sequences)} ASV embeddings: {config.asv_embeddings}")
     return "\n".join(lines)
+
+
+def _write_profiles(config: PredictConfig, result: PredictionResult) -> Iterator[str]:
+    """Write what is made of the clades of samples, and say what."""
+    ids, outputs = result.sample_ids, result.outputs
+    if outputs is None:
+        return
+    if config.embeddings is not None:
+        write_vectors(config.embeddings, "SampleID", ids, outputs.presence * result.lengths)
+        yield f"{len(ids)} sample embeddings ({result.about_embeddings}): {config.embeddings}"
+    if config.distances is not None:
+        metric = config.distance_metric
+        write_distances(config.distances, ids, distance_blocks(outputs, result.lengths, metric))
+        yield f"{METRIC_NAMES[metric]} of all pairs of {len(ids)} samples, predicted without a tree: {config.distances}"
+    if config.faith_pd is not None:
+        write_faith_pd(config.faith_pd, ids, outputs.faith_pd)
+        yield f"Faith's PD of {len(ids)} samples, predicted without a tree: {config.faith_pd}"
 
 
 def check_outputs(config: PredictConfig, record: dict[str, Any] | None) -> None:
@@ -65,7 +84,7 @@ def check_outputs(config: PredictConfig, record: dict[str, Any] | None) -> None:
     """
     given = sources(config, record)
     read = {path.resolve() for path in (given.table, given.metadata, given.sequences) if path is not None}
-    tables = config.output or config.embeddings
+    tables = next(iter(config.of_samples), None)
     beside = () if tables is None or is_special(tables) else (_probabilities_beside(tables), _skipped_beside(tables))
     for path in (*config.outputs, *beside):
         if path.resolve() in read:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of samples, and who does the work: this process, or others that are handed shares of it.
+"""Outputs of a checkpoint for samples, and who does the work: this process, or others that are handed shares of it.
 
 Shape letters: n samples, O outputs, D width.
 """
@@ -6,7 +6,7 @@ Shape letters: n samples, O outputs, D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,11 @@ class SampleOutputs:
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
+    def only(self, names: Collection[str]) -> SampleOutputs:
+        """Those named, and the target and Faith's PD, which are small; the others without columns."""
+        large = {"features", "presence", "share"} - {*names}
+        return dataclasses.replace(self, **{name: getattr(self, name)[:, :0] for name in large})
+
 
 @torch.no_grad()
 def predict_samples(
@@ -108,10 +113,8 @@ def predict_samples(
         cache = open_cache(loaded, dataset, autocast, chunk_size=chunk_size, base_cache=base_cache)
         cache.fill([batches])
         vectors = cache.vectors.rows
-    rows: list[SampleOutputs] = []
-    for batch, output in batch_outputs(loaded, batches, vectors, device, autocast):
-        rows.append(SampleOutputs.of(output))
-    together = SampleOutputs.concatenate(rows)
+    of_batches = batch_outputs(loaded, batches, vectors, device, autocast)
+    together = SampleOutputs.concatenate([SampleOutputs.of(output) for _, output in of_batches])
     if loaded.ensemble is None or loaded.spec.target is None:
         return together
     combined = loaded.ensemble.outputs(together.target, together.features, loaded.spec.target)
@@ -192,6 +195,8 @@ class Worker:
     batch_size: int
     device: torch.device
     autocast: torch.dtype | None
+    kept: frozenset[str] = frozenset()
+    """Outputs of samples that are to be returned; see `SampleOutputs.only`."""
 
     def encode(self, asvs: np.ndarray) -> np.ndarray:
         """Vectors of ASVs, float32 [n, D]."""
@@ -200,7 +205,7 @@ class Worker:
 
     def predict(self, sample_ids: Sequence[str], vectors: np.ndarray) -> SampleOutputs:
         """Outputs for samples, from the vectors of their ASVs; see `predict_samples`."""
-        return predict_samples(
+        outputs = predict_samples(
             self.loaded,
             self.dataset,
             sample_ids,
@@ -209,24 +214,25 @@ class Worker:
             autocast=self.autocast,
             vectors=vectors,
         )
+        return outputs.only(self.kept)
 
 
-Each = Callable[..., Iterator[tuple[int, Any]]]
-"""`each(method, items, *shared)`: number and `method(worker, item, *shared)` of each item, in any order."""
+Map = Callable[..., Iterator[tuple[int, Any]]]
+"""`map_items(method, items, *shared)`: number and `method(worker, item, *shared)` of each item, in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
+class Executor:
     """Who does the work."""
 
     device: torch.device
     """Of each of them."""
-    start: Callable[[Worker], Each]
-    """Makes workers of a worker."""
+    start: Callable[[Worker], Map]
+    """Starts the processes, which all have what the worker has."""
 
 
-def this_process(use_gpu: bool | None = None) -> Crew:
-    """A crew of one: this process, on its GPU where there is one.
+def this_process(use_gpu: bool | None = None) -> Executor:
+    """This process alone, on its GPU where there is one.
 
     Raises
     ------
@@ -237,11 +243,11 @@ def this_process(use_gpu: bool | None = None) -> Crew:
         raise ValueError("--use-gpu True: there is no GPU here that torch can use; leave it out")
     on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
 
-    def start(worker: Worker) -> Each:
+    def start(worker: Worker) -> Map:
         if not on_gpu:
             keep_freed_memory()
         return lambda method, items, *shared: (
             (number, method(worker, item, *shared)) for number, item in enumerate(items)
         )
 
-    return Crew(device=torch.device("cuda" if on_gpu else "cpu"), start=start)
+    return Executor(device=torch.device("cuda" if on_gpu else "cpu"), start=start)

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from skbio import DistanceMatrix
 
 from aam.config import PredictRayConfig, TargetConfig
-from aam.distributed.prediction import ray_crew
+from aam.distributed.prediction import ray_executor
 from aam.predict.samples import Worker
 from aam.training import checkpoint
-from runs import TINY, fit_here, train_config
+from runs import TINY, fit_here, pretrain_config, train_config
 
 WORKERS = ["--num-workers", "2", "--cpus-per-worker", "1"]
 
@@ -43,6 +44,18 @@ def test_two_workers_predict_what_one_process_does(run_here, ray_cluster, synthe
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
+def test_two_workers_write_the_distances_that_one_process_does(run_here, ray_cluster, synthetic_folder, tmp_path):
+    fit_here(pretrain_config(synthetic_folder, tmp_path / "run", model=TINY, epochs=1))
+    flags = ["--checkpoint", tmp_path / "run" / "best", "--table", synthetic_folder / "table.biom", "--batch-size", "3"]
+    matrices = []
+    for name, more in (("one", []), ("two", WORKERS)):
+        done = run_here("predict.py", *flags, "--distances", tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+        matrices.append(DistanceMatrix.read(str(tmp_path / name)))
+    assert matrices[0].ids == matrices[1].ids
+    np.testing.assert_allclose(matrices[0].data, matrices[1].data, atol=2e-6)
+
+
 def test_a_lost_worker_is_replaced_and_its_share_done_again(ray_cluster, trained, tmp_path):
     folder, plan = trained
     worker = Worker(
@@ -61,8 +74,8 @@ def test_a_lost_worker_is_replaced_and_its_share_done_again(ray_cluster, trained
             os.kill(os.getpid(), signal.SIGKILL)
         return worker.encode(np.arange(4 * item, 4 * item + 4))
 
-    each = ray_crew(PredictRayConfig(num_workers=2, cpus_per_worker=1, max_failures=1)).start(worker)
-    found = dict(each(die, range(4), tmp_path, [1]))
+    map_items = ray_executor(PredictRayConfig(num_workers=2, cpus_per_worker=1, max_failures=1)).start(worker)
+    found = dict(map_items(die, range(4), tmp_path, [1]))
     assert len(list(tmp_path.iterdir())) == 1
     assert sorted(found) == [0, 1, 2, 3]
     np.testing.assert_allclose(
@@ -73,6 +86,6 @@ def test_a_lost_worker_is_replaced_and_its_share_done_again(ray_cluster, trained
         raise ValueError("a fault of the user")
 
     with pytest.raises(ValueError, match="a fault of the user"):
-        list(each(refuse, range(4)))
+        list(map_items(refuse, range(4)))
     with pytest.raises(RuntimeError, match=r"lost more than 1 times \(--max-failures\).*lower --batch-size"):
-        list(each(die, [2], tmp_path, [10]))
+        list(map_items(die, [2], tmp_path, [10]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -78,6 +79,8 @@ def train(config) -> dict:
 @pytest.fixture(scope="session")
 def stage_1(synthetic_folder, tmp_path_factory) -> Path:
     config = pretrain_config(synthetic_folder, tmp_path_factory.mktemp("html") / "stage1", batch_size=16)
+    loss = replace(config.loss, unifrac_metric=("unweighted", "weighted", "faith_pd"))
+    config = replace(config, loss=loss)
     train(config)
     return write_report(config.output_dir).parent
 

@@ -17,14 +17,14 @@ from skbio.stats.distance import permanova
 from aam.batch import Batch
 from aam.data.batches import BatchPlan, build_batch
 from aam.data.draw import FIXED_DRAW
-from aam.html_report.encoding import affordable, attention, collect, outputs, pool_weights
+from aam.html_report.columns import choose_columns
+from aam.html_report.encoding import affordable, collect, outputs
 from aam.html_report.importance import find_important
-from aam.html_report.ordination import choose_columns, distances
+from aam.html_report.ordination import distances
 from aam.html_report.pictures import ordination
 from aam.html_report.run_files import Run, draw
-from aam.model.layers import AttentionPool
+from aam.model.clades import unweighted_unifrac
 from aam.model.sequence_encoder import SequenceEncoder
-from aam.model.sequence_predictor import SequencePredictor
 from aam.training.figures import shorten
 from aam.training.losses import LossWeights
 from aam.training.step import Objective, step
@@ -38,32 +38,6 @@ def first(stage_1) -> Run:
 @pytest.fixture(scope="module")
 def second(stage_2, stage_1) -> Run:
     return Run.read(stage_2, json.loads((stage_1 / "run.json").read_text()))
-
-
-def test_pool_weights_add_up_to_one_and_pool_as_the_pool_does():
-    torch.manual_seed(0)
-    pool, x_NTD = AttentionPool(12, 3), torch.randn(4, 7, 12)
-    mask_NT = torch.rand(4, 7) < 0.6
-    mask_NT[:, 2] = True
-    for mask in (mask_NT, None):
-        weight_NTH = pool_weights(pool, x_NTD, mask)
-        torch.testing.assert_close(weight_NTH.sum(dim=1), torch.ones(4, 3))
-        if mask is not None:
-            assert (weight_NTH[~mask] == 0).all()
-        value_NTHd = pool.value(x_NTD).unflatten(-1, (3, 4))
-        pooled_ND = (weight_NTH[..., None] * value_NTHd).sum(dim=1).flatten(1)
-        torch.testing.assert_close(pooled_ND, pool(x_NTD, mask))
-
-
-def test_attention_is_a_share_of_each_sample(second):
-    encoded = second.encoded
-    model = second.best.model
-    assert isinstance(model, SequencePredictor)
-    weight_BS = attention(model, model.target_summary.pool, encoded)
-    mask_BS = encoded.batch.slot_mask.numpy()
-    np.testing.assert_allclose(weight_BS.sum(axis=1), 1, rtol=1e-5)
-    assert (weight_BS[~mask_BS] == 0).all()
-    assert (weight_BS[mask_BS] > 0).all()
 
 
 def by_hand(run: Run, sample: str, without: int | None) -> Batch:
@@ -125,15 +99,37 @@ def test_distances_are_those_that_a_step_learns(first):
     assert isinstance(encoder, SequenceEncoder)
     assert first.encoded.batch.sample_ids == ids
     assert first.dataset.paths is not None
-    truth, predicted = distances(encoder, first.encoded, first.dataset.paths)
-    plan = BatchPlan(dataset=first.dataset, sample_ids=ids, contract=spec.contract, batch_size=len(ids), unifrac=True)
+    metrics = tuple(learned.metric for learned in spec.unifrac)
+    plan = BatchPlan(
+        dataset=first.dataset, sample_ids=ids, contract=spec.contract, batch_size=len(ids), unifrac=metrics
+    )
     batch = build_batch(plan, np.arange(len(ids)), epoch=FIXED_DRAW, index=0)
-    _, said = step(encoder, batch, Objective(weights=LossWeights(base=1)))
-    assert said.unifrac is not None
-    assert batch.unifrac is not None
+    _, predictions = step(encoder, batch, Objective(weights=LossWeights(base=1), unifrac=spec.unifrac))
     apart = ~np.eye(len(ids), dtype=bool)
-    np.testing.assert_allclose(truth, batch.unifrac.numpy(), atol=1e-6)
-    np.testing.assert_allclose(predicted[apart], said.unifrac.numpy()[apart], rtol=1e-4, atol=1e-5)
+    assert metrics == ("unweighted", "weighted", "faith_pd")
+    for metric in ("unweighted", "weighted"):
+        truth, predicted = distances(encoder, first.encoded, first.dataset.paths, metric)
+        np.testing.assert_allclose(truth, getattr(batch, metric).numpy(), atol=1e-6)
+        np.testing.assert_allclose(
+            predicted[apart], predictions.unifrac[metric].numpy()[apart], rtol=1e-4, atol=1e-5
+        )
+
+
+@torch.no_grad()
+def test_the_effect_of_an_asv_in_stage_1_is_how_far_a_sample_moves(first):
+    encoder = first.best.model
+    assert isinstance(encoder, SequenceEncoder)
+    found = find_important(first, first.encoded)[0]
+    moved = []
+    for sample in first.encoded.batch.sample_ids:
+        whole = by_hand(first, sample, None)
+        names = [first.dataset.sequences[int(asv)] for asv in whole.asvs]
+        if found.sequence in names:
+            less = by_hand(first, sample, names.index(found.sequence))
+            presences = [encoder(batch).profiles.presence for batch in (whole, less)]
+            moved.append(float(unweighted_unifrac(*presences, encoder.clades.lengths)))
+    assert found.tried == len(moved)
+    assert found.effect == pytest.approx(np.mean(moved), rel=1e-3, abs=1e-5)
 
 
 def test_columns_are_chosen_by_what_they_explain():
