@@ -21,6 +21,7 @@ from aam.config import (
     LoopConfig,
     ModelConfig,
     PretrainConfig,
+    PretrainLossConfig,
     TargetConfig,
     TrainConfig,
 )
@@ -39,6 +40,8 @@ DEEP = ModelConfig(embedding_dim=16, attention_heads=2, clades=32, kmer=3, asv_l
 STILL = ModelConfig(embedding_dim=16, attention_heads=2, clades=32, kmer=3, asv_layers=1, dropout=0.0)
 """The same without dropout, whose random numbers differ between ways of cutting up a batch (see `without_dropout`)."""
 
+ALL_METRICS = PretrainLossConfig(unifrac_metric=("unweighted", "weighted", "faith_pd"))
+
 
 def data_config(folder: Path, **changed: Any) -> DataConfig:
     fields = {
@@ -52,9 +55,16 @@ def data_config(folder: Path, **changed: Any) -> DataConfig:
     return DataConfig(**{**fields, **changed})
 
 
-def pretrain_config(folder: Path, output_dir: Path, *, model: ModelConfig = TINY, **loop: Any) -> PretrainConfig:
-    settings = {**QUICK, **loop}
-    return PretrainConfig(output_dir=output_dir, data=data_config(folder), model=model, loop=LoopConfig(**settings))
+def pretrain_config(
+    folder: Path, output_dir: Path, *, model: ModelConfig = TINY, loss: PretrainLossConfig | None = None, **loop: Any
+) -> PretrainConfig:
+    return PretrainConfig(
+        output_dir=output_dir,
+        data=data_config(folder),
+        model=model,
+        loss=loss or PretrainLossConfig(),
+        loop=LoopConfig(**{**QUICK, **loop}),
+    )
 
 
 def train_config(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.parallel import DistributedDataParallel
 
-from aam.config import Precision, TargetConfig
+from aam.config import Precision, PretrainLossConfig, TargetConfig
 from aam.data.batches import EpochBatches
 from aam.model.layers import Transformer
 from aam.plan import make_plan
@@ -23,7 +23,8 @@ from aam.task import build_task
 from aam.training import checkpoint, loop
 from aam.training.loop import NonFiniteError, fit
 from aam.training.step import autocast_of, step
-from runs import CPU, STILL, TINY, data_config, pretrain_config, pretrain_plan, train_config
+from runs import ALL_METRICS, CPU, DEEP, STILL, TINY, data_config, pretrain_config, pretrain_plan, train_config
+from tensors import without_dropout
 
 
 class InterruptedRunError(Exception):
@@ -64,7 +65,14 @@ def assert_same_tensors(one, other) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "length"),
-    [("pretrain", {"epochs": 4}), ("train", {"epochs": 4}), ("pretrain", {"epochs": 9, "max_updates": 14})],
+    [
+        ("pretrain", {"epochs": 4}),
+        ("pretrain", {"epochs": 4, "model": DEEP, "loss": ALL_METRICS}),
+        ("train", {"epochs": 4}),
+        ("train", {"epochs": 4, "model": DEEP, "target": TargetConfig(target="gradient", head_layers=1)}),
+        ("pretrain", {"epochs": 9, "max_updates": 14}),
+    ],
+    ids=["pretrain", "pretrain on all", "train", "train with attention", "most updates"],
 )
 def test_resumed_is_uninterrupted_bit_for_bit(synthetic_folder, tmp_path, stage, length):
     def plan():
@@ -103,7 +111,7 @@ def test_resume_refuses_another_model(synthetic_folder, tmp_path):
 
 def test_losses_decrease_and_the_best_is_the_best(synthetic_folder, tmp_path):
     keeper = Keeper(tmp_path)
-    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=6, lr=3e-3)
+    plan = pretrain_plan(synthetic_folder, tmp_path, model=DEEP, epochs=6, lr=3e-3)
     state = fit(build_task(plan, CPU, report=keeper))
     first, last = state.history[0], state.history[-1]
     for tag in ("train/total_loss", "train/nuc_loss", "train/base_loss", "val/nuc_loss"):
@@ -114,6 +122,48 @@ def test_losses_decrease_and_the_best_is_the_best(synthetic_folder, tmp_path):
     for row in state.history:
         parts = row["val/base_loss"] * plan.weights.base + row["val/nuc_loss"] * plan.weights.nuc
         assert row["val/total_loss"] == pytest.approx(parts)
+
+
+METRIC_TAGS = {"unweighted": "unifrac", "weighted": "weighted_unifrac", "faith_pd": "faith_pd"}
+
+
+@pytest.mark.parametrize(
+    "metrics", [("unweighted",), ("weighted",), ("faith_pd",), ("faith_pd", "unweighted"), tuple(METRIC_TAGS)], ids=str
+)
+def test_each_metric_is_learned_and_scored_under_its_own_name(synthetic_folder, tmp_path, metrics):
+    loss = PretrainLossConfig(unifrac_metric=metrics)
+    plan = pretrain_plan(synthetic_folder, tmp_path, loss=loss, epochs=8, lr=3e-3, warmup_steps=0)
+    assert tuple(learned.metric for learned in plan.spec.unifrac) == metrics
+    state = fit(build_task(plan, CPU))
+    first, last = state.history[0], state.history[-1]
+    tags = [METRIC_TAGS[metric] for metric in metrics]
+    for part in ("train", "val"):
+        scores = {f"{part}/{tag}_{score}" for tag in tags for score in ("r2", "mae", "std_ratio")}
+        beside = {f"{part}/{tag}_loss" for tag in tags} if len(tags) > 1 else set()
+        losses = {f"{part}/total_loss", f"{part}/base_loss"}
+        assert {tag for tag in last if tag.startswith(f"{part}/")} == scores | beside | losses
+        if beside:
+            assert last[f"{part}/base_loss"] == pytest.approx(sum(last[tag] for tag in beside) / len(beside), rel=1e-5)
+        assert last[f"{part}/total_loss"] == pytest.approx(last[f"{part}/base_loss"])
+    assert last["val/base_loss"] < 0.8 * first["val/base_loss"]
+    for tag in tags:
+        assert last[f"val/{tag}_r2"] > first[f"val/{tag}_r2"]
+
+
+def test_made_up_samples_train_and_are_never_validated(synthetic_folder, tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+    real_step = loop.step
+
+    def watched_step(model, batch, *arguments, **settings):
+        seen[model.training].append(batch.sample_ids)
+        return real_step(model, batch, *arguments, **settings)
+
+    monkeypatch.setattr(loop, "step", watched_step)
+    plan = pretrain_plan(synthetic_folder, tmp_path, loss=PretrainLossConfig(made_up_fraction=1.0), epochs=1)
+    fit(build_task(plan, CPU))
+    for ids in seen[True]:
+        assert sum(sample.startswith("made-up") for sample in ids) == len(ids) / 2
+    assert [sample for ids in seen[False] for sample in ids] == plan.split.val
 
 
 def test_a_loss_that_does_not_exist_is_absent(synthetic_folder, tmp_path):
@@ -145,15 +195,15 @@ def test_stops_when_patience_runs_out_and_logs_the_last_epoch(synthetic_folder, 
 
 
 def test_event_file_holds_scalars_histograms_and_pictures(synthetic_folder, tmp_path):
-    plan = make_plan(train_config(synthetic_folder, tmp_path, epochs=2, histogram_every=2))
+    plan = make_plan(train_config(synthetic_folder, tmp_path, model=DEEP, epochs=2, histogram_every=2))
     fit(build_task(plan, CPU, folder=tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     tags = events.Tags()
     assert {"train/total_loss", "val/mae", "val/r2", "lr", "throughput(samples/s)"} <= set(tags["scalars"])
-    assert "weights/target_head.1.weight" in tags["histograms"]
+    assert "weights/target_heads.0.1.weight" in tags["histograms"]
     gradients = [tag for tag in tags["histograms"] if tag.startswith("gradients/")]
-    assert "gradients/base.asv_encoder.token.weight" in gradients
-    spread = events.Histograms("gradients/target_head.1.weight")[-1].histogram_value
+    assert "gradients/base.asv_encoder.nucleotides.token.weight" in gradients
+    spread = events.Histograms("gradients/target_heads.0.1.weight")[-1].histogram_value
     assert spread.max > spread.min, "gradients were cleared before they were written"
     assert {"val/target", "val/counts"} <= set(tags["images"])
     assert (tmp_path / "figures" / "target.png").stat().st_size > 1000
@@ -183,17 +233,18 @@ def test_accumulated_gradients_are_means_over_the_steps_of_their_group(synthetic
     for index in range(4):
         losses, _ = step(task.model, batches[index], task.objective)
         task.objective.weights.total(losses).backward()
-        of_batch.append({k: p.grad for k, p in task.model.named_parameters()})
+        of_batch.append({k: p.grad for k, p in task.model.named_parameters() if p.grad is not None})
         task.model.zero_grad(set_to_none=True)
     seen = []
     real_update = loop.update
 
     def watched_update(*arguments, **settings):
-        seen.append({k: p.grad.clone() for k, p in task.model.named_parameters()})
+        seen.append({k: p.grad.clone() for k, p in task.model.named_parameters() if p.grad is not None})
         return real_update(*arguments, **settings)
 
     monkeypatch.setattr(loop, "update", watched_update)
     assert fit(task).update == len(seen) == 2
+    assert seen[0].keys() == of_batch[0].keys() == dict(task.model.named_parameters()).keys() - {"clades.log_pd_scale"}
     for name in seen[0]:
         mean = torch.stack([grads[name] for grads in of_batch[:3]]).mean(dim=0)
         torch.testing.assert_close(seen[0][name], mean, rtol=1e-4, atol=1e-6)
@@ -232,10 +283,10 @@ def test_a_bound_that_is_not_reached_changes_nothing(synthetic_folder, tmp_path)
 
 
 def test_non_finite_updates_are_skipped_counted_and_end_the_run(synthetic_folder, tmp_path, capsys):
-    plan = pretrain_plan(synthetic_folder, tmp_path, epochs=3, max_skipped_updates=3, warmup_steps=0)
+    plan = pretrain_plan(synthetic_folder, tmp_path, model=DEEP, epochs=3, max_skipped_updates=3, warmup_steps=0)
     task = build_task(plan, CPU)
     with torch.no_grad():
-        task.model.asv_encoder.position.weight[3, 0] = math.inf
+        task.model.asv_encoder.nucleotides.position.weight[3, 0] = math.inf
     before = {k: v.clone() for k, v in task.model.state_dict().items()}
     with pytest.raises(NonFiniteError, match=r"updates in a row .* samples \d+"):
         fit(task)
@@ -258,7 +309,7 @@ def test_frozen_base_is_untouched_and_the_heads_learn(synthetic_folder, tmp_path
         {k: v for k, v in after.items() if k.startswith("base.")},
     )
     assert_same_tensors(checkpoint.load(path).model.state_dict(), task.model.base.state_dict())
-    assert not torch.equal(before["target_head.1.weight"], after["target_head.1.weight"])
+    assert not torch.equal(before["target_heads.0.1.weight"], after["target_heads.0.1.weight"])
 
 
 def test_chunks_give_the_same_losses(synthetic_folder, tmp_path):
@@ -276,9 +327,10 @@ def test_chunks_give_the_same_losses(synthetic_folder, tmp_path):
 def test_how_a_run_goes_changes_nothing_in_what_comes_out(synthetic_folder, tmp_path, settings):
     histories = []
     for changed in ({}, settings):
-        plan = pretrain_plan(synthetic_folder, tmp_path, model=TINY, epochs=1, **changed)
+        plan = pretrain_plan(synthetic_folder, tmp_path, model=DEEP, epochs=1, **changed)
         task = build_task(plan, CPU)
         stacks = [module for module in task.model.modules() if isinstance(module, Transformer)]
+        assert stacks
         assert all(stack.recompute == changed.get("gradient_checkpointing", False) for stack in stacks)
         histories.append(without_speed(fit(task).history))
     assert histories[0] == histories[1]
@@ -297,6 +349,9 @@ def test_clearing_the_cache_runs_without_a_gpu(synthetic_folder, tmp_path, clear
         {"target_loss": "mae", "target_transform": "minmax"},
         {"target_loss": "quantile", "quantiles": (0.9, 0.1, 0.5), "target_transform": "log1p-zscore"},
         {"base_weight": 0.5},
+        {"head_layers": 2},
+        {"known_asvs": 0},
+        {"target_heads": 1},
         {"target": "site", "classifier": True, "class_weights": "balanced"},
         {"target": "site", "classifier": True, "count_weight": 0.0},
     ],
@@ -335,10 +390,48 @@ def test_only_fastest_takes_bf16_on_cpus_and_only_where_they_have_it(monkeypatch
     }
 
 
+UNIFRAC_LOSSES = [
+    PretrainLossConfig(unifrac_metric=("unweighted",)),
+    PretrainLossConfig(unifrac_metric=("weighted",)),
+    PretrainLossConfig(unifrac_metric=("faith_pd",)),
+    ALL_METRICS,
+]
+NUCLEOTIDE_LOSSES = [PretrainLossConfig(base_weight=0.0), PretrainLossConfig(nuc_weight=0.0)]
+TARGETS = [
+    TargetConfig(target="gradient"),
+    TargetConfig(target="gradient", count_weight=0.0),
+    TargetConfig(target="gradient", base_weight=0.5, head_layers=1),
+    TargetConfig(target="gradient", known_asvs=0),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [(TINY, loss) for loss in UNIFRAC_LOSSES + TARGETS] + [(DEEP, loss) for loss in NUCLEOTIDE_LOSSES + TARGETS],
+)
+def test_what_is_trained_is_what_the_losses_reach(synthetic_folder, tmp_path, model, loss):
+    """DDP would wait for a gradient that does not come."""
+    if isinstance(loss, TargetConfig):
+        plan = make_plan(train_config(synthetic_folder, tmp_path, model=model, target=loss))
+    else:
+        plan = pretrain_plan(synthetic_folder, tmp_path, model=model, loss=loss)
+    task = build_task(plan, CPU)
+    losses, _ = step(task.model, EpochBatches(task.train, 1)[0], task.objective)
+    task.objective.weights.check(losses)
+    task.objective.weights.total(losses).backward()
+    named = dict(task.model.named_parameters())
+    assert {k for k, p in named.items() if p.grad is not None} == {k for k, p in named.items() if p.requires_grad}
+    learned = {metric.metric for metric in task.objective.unifrac}
+    base = task.model.base if isinstance(loss, TargetConfig) else task.model
+    assert base.clades.raw_length.requires_grad == bool(learned)
+    assert base.clades.log_pd_scale.requires_grad == ("faith_pd" in learned)
+
+
 @pytest.mark.parametrize("wrap", ["compiled", "ddp"])
 def test_a_wrapped_model_is_stepped_like_the_bare_one(synthetic_folder, tmp_path, wrap):
     target = TargetConfig(target="site", classifier=True)
     task = build_task(make_plan(train_config(synthetic_folder, tmp_path, target=target, model=STILL)), CPU)
+    without_dropout(task.model)
     batch = EpochBatches(task.train, 1)[0]
     bare, _ = step(task.model, batch, task.objective)
     if wrap == "compiled":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,29 @@ from aam.task import build_task
 from aam.training import checkpoint, collectives
 from aam.training.loop import fit
 from aam.training.step import step
-from runs import CPU, STILL, pretrain_config, train_config
+from runs import ALL_METRICS, CPU, DEEP, STILL, pretrain_config, train_config
+from tensors import without_dropout
 
 
 def gradients_of_share(config, out: Path) -> None:
     """Gradients of one batch, as the loop takes them, on as many processes as there are."""
     task = build_task(make_plan(config), CPU)
+    without_dropout(task.model)
     rank, world = collectives.rank(), collectives.world_size()
     batch = build_batch(task.train, np.arange(8), epoch=1, index=0, rank=rank, world=world)
     module = DistributedDataParallel(task.model) if world > 1 else task.model
     losses, _ = step(module, batch, task.objective)
     (task.objective.weights.total(losses) * world).backward()
+    assert len(losses.metrics) == (3 if task.objective.target is None else 0)
     if rank == 0:
         grads = {k: p.grad for k, p in task.model.named_parameters() if p.grad is not None}
         torch.save(grads, out)
 
 
 def configs(folder, tmp_path):
-    target = TargetConfig(target="gradient", base_weight=0.5, count_weight=0.3)
+    target = TargetConfig(target="gradient", base_weight=0.5, count_weight=0.3, head_layers=1)
     return {
-        "pretrain": pretrain_config(folder, tmp_path, model=STILL),
+        "pretrain": pretrain_config(folder, tmp_path, model=STILL, loss=ALL_METRICS),
         "train": train_config(folder, tmp_path, model=STILL, target=target),
     }
 
@@ -56,15 +60,23 @@ def test_gradients_of_two_processes_are_those_of_one(two_workers, synthetic_fold
         torch.testing.assert_close(two[name], grad, rtol=1e-5, atol=1e-5 * max(1.0, largest), msg=name)
 
 
-def run(config, folder: Path, die_after: int | None = None, resume_from: Path | None = None) -> None:
+def run(
+    config, folder: Path, die_after: int | None = None, resume_from: Path | None = None, *, dropout: bool = False
+) -> None:
     def report(metrics, write) -> None:
         if write is not None:
             write(folder / f"epoch_{metrics['epoch']}")
         if metrics["epoch"] == die_after:
             raise InterruptedError
 
+    task = build_task(make_plan(config), CPU, report=report, folder=folder)
+    if not dropout:
+        without_dropout(task.model)
     with contextlib.suppress(InterruptedError):
-        fit(build_task(make_plan(config), CPU, report=report, folder=folder), resume_from=resume_from)
+        fit(task, resume_from=resume_from)
+
+
+run_with_dropout = partial(run, dropout=True)
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
@@ -78,6 +90,10 @@ def test_losses_and_metrics_of_two_workers_are_those_of_one(two_workers, synthet
     two_workers(run, config, tmp_path / "two")
     for one, two in zip(read_history(tmp_path / "one"), read_history(tmp_path / "two"), strict=True):
         assert one.keys() == two.keys()
+        expected = {"val/unifrac_r2"}
+        if stage == "pretrain":
+            expected |= {"val/weighted_unifrac_r2", "val/faith_pd_r2", "train/faith_pd_loss", "val/nuc_loss"}
+        assert expected <= one.keys()
         for tag in one.keys() - {"throughput(samples/s)"}:
             assert two[tag] == pytest.approx(one[tag], rel=2e-4, abs=2e-5), tag
 
@@ -97,10 +113,10 @@ def test_validation_predictions_of_two_workers_bear_the_right_ids(two_workers, s
 
 def test_two_workers_resume_bit_for_bit(two_workers, synthetic_folder, tmp_path):
     # With dropout: each worker needs its own random state back.
-    config = pretrain_config(synthetic_folder, tmp_path, epochs=4)
-    two_workers(run, config, tmp_path / "straight")
-    two_workers(run, config, tmp_path / "resumed", 2)
-    two_workers(run, config, tmp_path / "resumed", None, tmp_path / "resumed" / "epoch_2")
+    config = pretrain_config(synthetic_folder, tmp_path, model=DEEP, loss=ALL_METRICS, epochs=4)
+    two_workers(run_with_dropout, config, tmp_path / "straight")
+    two_workers(run_with_dropout, config, tmp_path / "resumed", 2)
+    two_workers(run_with_dropout, config, tmp_path / "resumed", None, tmp_path / "resumed" / "epoch_2")
     one, two = (checkpoint.load(tmp_path / name / "epoch_4").model for name in ("straight", "resumed"))
     for (name, weight), (_, other) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
         assert torch.equal(weight, other), name
