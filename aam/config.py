@@ -665,8 +665,11 @@ class EvaluateConfig:
     json: Path | None = None
     """File for all scores as JSON, for scripts."""
     checkpoint: Location | None = None
-    """Finished stage 2 run to score on the test samples that it kept back (run.json), or on those of --test-ids.
-    Nothing is trained then; --table, --target and other id files must be the run's."""
+    """Finished run to score on its test samples (run.json), or on those of --test-ids; nothing is trained then. For
+    stage 2, --table, --target and other id files must be the run's. For stage 1, its UniFrac is scored: with another
+    --table and its --tree, on all samples of that table."""
+    study_column: str | None = None
+    """Metadata column whose values, studies say, are scored each by itself: with --checkpoint of a stage 1 run."""
     seeds: int = 1
     """Models to train, with --seed and the seeds after it; all on the same split."""
     folds: int | None = None
@@ -726,6 +729,10 @@ class EvaluateConfig:
         _require(
             data.train_ids is None or data.test_ids is not None,
             "--test-ids is needed beside --train-ids and --val-ids: the scores are on those samples",
+        )
+        _require(
+            self.study_column is None or self.checkpoint is not None,
+            "--study-column scores the UniFrac of a stage 1 run: give it by --checkpoint",
         )
         if self.checkpoint is not None:
             trains = {

@@ -437,7 +437,7 @@ def test_a_finished_run_is_scored_on_its_own_split(run_here, synthetic_folder, t
     assert text in again, "the same again, from baselines that were kept, though the run's own files are gone"
     done = run_here("evaluate.py", "--checkpoint", tmp_path / "1", "--output-dir", tmp_path / "e", "--target", "site")
     assert done.returncode != 0
-    assert "is a run of stage 1, which predicts nothing; give one of stage 2" in done.stderr
+    assert "is a run of stage 1, which predicts no target; leave --target out to score its UniFrac" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -492,8 +492,8 @@ def test_a_drawn_test_part_has_all_classes_and_whole_groups():
 
 
 def test_an_encoder_from_scratch_is_the_one_that_stage_1_would_train(synthetic_folder, tmp_path):
-    sizes = {"model": ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=2, asv_layers=1, kmer=4)}
-    own = {"train_flags": "--attention-layers 1 --dropout 0.3"}
+    sizes = {"model": ModelConfig(embedding_dim=16, attention_heads=2, clades=32, asv_layers=1, kmer=4)}
+    own = {"train_flags": "--dropout 0.3"}
     config = settings(synthetic_folder, tmp_path, label_fraction=0.5, from_scratch=True, **sizes, **own)
     [part], _ = plan_parts(config)
     first, second = stages_of(config, part, 0)
@@ -549,7 +549,7 @@ def test_both_stages_are_trained_for_a_seed_and_only_once(run_here, ray_cluster,
     flags = [f"--{name}={synthetic_folder / file}" for name, file in files.items()]
     flags += ["--group-column=subject", "--target=site", "--classifier", "--test-fraction=0.3", "--epochs=1",
               "--batch-size=32", "--no-report",
-              "--embedding-dim=16", "--attention-heads=2", "--attention-layers=1", "--kmer=3", "--rarefy-depth=200",
+              "--embedding-dim=16", "--attention-heads=2", "--clades=32", "--kmer=3", "--rarefy-depth=200",
               "--skip-baselines", "gradient_boosting", "random_forest", "--train-flags", "--lr 1e-3"]  # fmt: skip
     flags += [f"--output-dir={tmp_path / 'e'}", f"--json={tmp_path / 's.json'}"]
     done = run_here("evaluate.py", *flags)
@@ -572,7 +572,7 @@ def test_folds_from_scratch_on_half_of_the_labels(run_here, ray_cluster, synthet
     flags = [f"--table={synthetic_folder / 'table.biom'}", f"--metadata={synthetic_folder / 'metadata.tsv'}",
              "--group-column=subject", "--target=site", "--classifier", "--class-weights=balanced", "--folds=2",
              "--from-scratch", "--label-fraction=0.5", "--epochs=1", "--batch-size=32", "--no-report",
-             "--embedding-dim=16", "--attention-heads=2", "--attention-layers=1", "--kmer=3", "--rarefy-depth=200",
+             "--embedding-dim=16", "--attention-heads=2", "--clades=32", "--kmer=3", "--rarefy-depth=200",
              "--skip-baselines", "gradient_boosting", "random_forest"]  # fmt: skip
     done = run_here("evaluate.py", *flags, f"--output-dir={tmp_path / 'e'}", f"--json={tmp_path / 's.json'}")
     assert done.returncode == 0, done.stderr

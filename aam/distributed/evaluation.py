@@ -18,6 +18,7 @@ from aam.distributed.pipeline import plan_stages
 from aam.distributed.run import run
 from aam.distributed.storage import join
 from aam.evaluation.caveats import caveats, what_is_unknown, what_was_done
+from aam.evaluation.distances import DistanceEvaluation
 from aam.evaluation.folds import draw_folds, draw_once
 from aam.evaluation.outcome import (
     Outcome,
@@ -29,6 +30,7 @@ from aam.evaluation.outcome import (
     scored_samples,
 )
 from aam.evaluation.results import Evaluation, assess
+from aam.evaluation.stage_1 import evaluate_stage_1
 from aam.plan import RunPlan, make_plan, with_builtin_data
 from aam.predict import predict, source_of
 from aam.training import checkpoint
@@ -94,6 +96,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     )
 
 
+def finished_stage_1(config: EvaluateConfig) -> DistanceEvaluation | None:
+    """Scores of the UniFrac of a finished stage 1 run; None where that is not what is asked for."""
+    record = None if config.checkpoint is None else run_record(config.checkpoint)
+    if config.checkpoint is None or record is None or record["stage"] != "pretrain" or config.loss.target is not None:
+        return None
+    return evaluate_stage_1(config, checkpoint.load(find_best(config.checkpoint)), record)
+
+
 def _how_trained(config: EvaluateConfig) -> list[str]:
     """What is not the usual way."""
     if config.checkpoint is not None:
@@ -117,7 +127,12 @@ def _finished(config: EvaluateConfig) -> tuple[list[Outcome], list[str]]:
     if record is None:
         raise ValueError(f"{config.checkpoint}: no run.json there, which names its samples; give the run folder")
     if record["stage"] != "train":
-        raise ValueError(f"{config.checkpoint}: is a run of stage 1, which predicts nothing; give one of stage 2")
+        raise ValueError(
+            f"{config.checkpoint}: is a run of stage 1, which predicts no target; leave --target out to score its "
+            "UniFrac, or give a run of stage 2"
+        )
+    if config.study_column is not None:
+        raise ValueError(f"--study-column scores the UniFrac of a stage 1 run, and {config.checkpoint} is of stage 2")
     check_asked(config, record)
     had = record["config"]["data"]
     for name in record["dataset"]["sha256"]:

@@ -51,7 +51,7 @@ def check_learned(loaded: Checkpoint, metric: UnifracMetric) -> None:
         )
     if spec.predictor is not None and not spec.freeze_base:
         raise ValueError(
-            f"{loaded.path}: {name} cannot be predicted, as the encoder was trained on for the target alone and its "
+            f"{loaded.path}: {name} cannot be predicted, as the encoder was fine-tuned for the target alone and its "
             "clades no longer tell UniFrac; give the stage 1 run, or train stage 2 with --freeze-base"
         )
     raise ValueError(
