@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from aam.config import TargetConfig
 from aam.data.batches import EpochBatches
-from aam.plan import make_plan
+from aam.model.clades import unweighted_unifrac, weighted_unifrac
+from aam.plan import RunPlan, make_plan
 from aam.task import build_task
 from aam.training.loop import fit
 from aam.training.optimizer import make_optimizer, update
 from aam.training.step import step
-from runs import CPU, STILL, TINY, data_config, pretrain_plan, train_config
+from runs import ALL_METRICS, CPU, DEEP, STILL, TINY, data_config, pretrain_plan, train_config
+from tensors import without_dropout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda", 0)
@@ -21,14 +26,47 @@ def losses(state):
     return [row[f"{part}/total_loss"] for row in state.history for part in ("train", "val")]
 
 
-def test_stage_1_on_a_gpu_is_stage_1_on_the_cpu(synthetic_folder, tmp_path):
-    plan = pretrain_plan(synthetic_folder, tmp_path, model=STILL, precision="fp32", epochs=3)
-    assert losses(fit(build_task(plan, GPU))) == pytest.approx(losses(fit(build_task(plan, CPU))), rel=1e-3)
+def losses_on(device: torch.device, plan: RunPlan) -> list[float]:
+    task = build_task(plan, device)
+    without_dropout(task.model)  # whose random numbers differ
+    return losses(fit(task))
 
 
-def test_stage_2_on_a_gpu_is_stage_2_on_the_cpu(synthetic_folder, tmp_path):
-    plan = make_plan(train_config(synthetic_folder, tmp_path, model=STILL, precision="fp32", epochs=3))
-    assert losses(fit(build_task(plan, GPU))) == pytest.approx(losses(fit(build_task(plan, CPU))), rel=1e-3)
+@pytest.mark.parametrize("model", [STILL, TINY])
+def test_stage_1_on_a_gpu_is_stage_1_on_the_cpu(synthetic_folder, tmp_path, model):
+    plan = pretrain_plan(synthetic_folder, tmp_path, model=model, loss=ALL_METRICS, precision="fp32", epochs=3)
+    assert losses_on(GPU, plan) == pytest.approx(losses_on(CPU, plan), rel=1e-3)
+
+
+@pytest.mark.parametrize("head_layers", [0, 1])
+def test_stage_2_on_a_gpu_is_stage_2_on_the_cpu(synthetic_folder, tmp_path, head_layers):
+    target = TargetConfig(target="gradient", head_layers=head_layers)
+    plan = make_plan(train_config(synthetic_folder, tmp_path, model=STILL, target=target, precision="fp32", epochs=3))
+    assert losses_on(GPU, plan) == pytest.approx(losses_on(CPU, plan), rel=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["unweighted", "weighted"])
+def test_a_large_batch_needs_no_tensor_of_all_pairs_by_all_clades(metric):
+    """Such a one has 8 GiB here; the distances and their gradients are those of a CPU."""
+    samples, clades = 2048, 512
+    draw = torch.Generator().manual_seed(0)
+    x, lengths = torch.rand(samples, clades, generator=draw), torch.rand(clades, generator=draw)
+    function = unweighted_unifrac if metric == "unweighted" else weighted_unifrac
+    here = [tensor.to(GPU).requires_grad_() for tensor in (x, lengths)]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = function(here[0], here[0], here[1])
+    gradients = torch.autograd.grad(found.square().mean(), here)
+    assert torch.cuda.max_memory_allocated() - before < 2**30
+    rows = slice(0, 64)
+    torch.testing.assert_close(found[rows].cpu(), function(x[rows], x, lengths), rtol=0, atol=1e-5)
+    few = [tensor.requires_grad_() for tensor in (x[:200].clone(), lengths)]
+    expected = torch.autograd.grad(function(few[0], few[0], few[1]).square().mean(), few)
+    again = [tensor.detach().to(GPU).requires_grad_() for tensor in few]
+    same = torch.autograd.grad(function(again[0], again[0], again[1]).square().mean(), again)
+    for one, other in zip(same, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-7)
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -61,9 +99,20 @@ def test_bf16_is_near_fp32(synthetic_folder, tmp_path, options):
     assert half == pytest.approx(full, rel=0.05)
 
 
-def test_a_step_never_waits_for_the_device(synthetic_folder, tmp_path):
+def plans(folder: Path, out: Path) -> dict[str, RunPlan]:
+    attention = TargetConfig(target="gradient", head_layers=1)
+    return {
+        "k-mers": pretrain_plan(folder, out, model=TINY, loss=ALL_METRICS),
+        "nucleotides": pretrain_plan(folder, out, model=DEEP, loss=ALL_METRICS),
+        "target": make_plan(train_config(folder, out, model=TINY)),
+        "target with attention": make_plan(train_config(folder, out, model=DEEP, target=attention)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["k-mers", "nucleotides", "target", "target with attention"])
+def test_a_step_never_waits_for_the_device(synthetic_folder, tmp_path, kind):
     """Forward, backward and update, under a mode in which any wait is an error."""
-    plan = pretrain_plan(synthetic_folder, tmp_path, model=TINY)
+    plan = plans(synthetic_folder, tmp_path)[kind]
     task = build_task(plan, GPU)
     optimizer = make_optimizer(task.model, 0.01)
     batches = [batch.to(GPU) for batch in EpochBatches(task.train, 1)]

@@ -12,7 +12,7 @@ from torch import nn
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.model.sequence_predictor import SequencePredictor
 from aam.training.optimizer import make_optimizer, update
-from tensors import PREDICTOR, SIZES, make_batch, random_sequences
+from tensors import PREDICTOR, SIZES, make_batch, random_sequences, without_dropout
 
 TRUE, FALSE = torch.tensor(True), torch.tensor(False)
 BATCH = make_batch(random_sequences(4), [[(0, 5), (1, 90), (2, 1)], [(1, 7), (3, 7)]], count_masked=[(0, 1)])
@@ -20,7 +20,7 @@ BATCH = make_batch(random_sequences(4), [[(0, 5), (1, 90), (2, 1)], [(1, 7), (3,
 
 def make_predictor(*, freeze_base: bool = False) -> SequencePredictor:
     torch.manual_seed(0)
-    return SequencePredictor(SequenceEncoder(SIZES), PREDICTOR, freeze_base=freeze_base)
+    return without_dropout(SequencePredictor(SequenceEncoder(SIZES), PREDICTOR, freeze_base=freeze_base))
 
 
 def backward(model: SequencePredictor, factor: float = 1.0) -> None:
@@ -93,7 +93,7 @@ def test_an_update_is_a_step_of_adamw():
         assert all(p.grad is None for p in model.parameters())
     # Adam divides by the size of a gradient: where that is rounding, so is the outcome. Compare the outputs.
     torch.testing.assert_close(model(BATCH).target, reference(BATCH).target, rtol=0, atol=1e-3)
-    for name in ("target_head.1.weight", "target_head.1.bias"):
+    for name in ("target_heads.0.1.weight", "target_heads.0.1.bias"):
         pair = (m.get_parameter(name) for m in (model, reference))
         torch.testing.assert_close(*pair, rtol=0, atol=1e-4)
 
@@ -110,7 +110,7 @@ def test_what_is_not_finite_never_reaches_weights_or_state(bad, warm):
     before = snapshot(model, optimizer)
     backward(model)
     if bad != "loss":
-        model.target_head[1].weight.grad[0, 0] = bad  # one number of thousands
+        model.target_heads[0][1].weight.grad[0, 0] = bad  # one number of thousands
     skipped = update(optimizer, FALSE if bad == "loss" else TRUE, lr=0.01, clip_norm=1.0)
     assert skipped.item() == 1
     assert_same(list(model.parameters()), weights)
