@@ -1,15 +1,17 @@
 """The reference: stage 1's step as it is taken where nobody has thought about its cost.
 
-The same function of the same weights as `aam.model`, built from PyTorch's stock transformer: every occurrence of
-every ASV is encoded, padded to the longest sequence the model can read; samples are padded to the token limit;
-each stack recomputes its activations in the backward pass; dropout also inside attention and feed-forward;
-nucleotide scores at all positions. Rows that are padding throughout are skipped.
+The same function of the same weights as `aam.model`: every occurrence of every ASV is encoded by itself, padded to the
+longest sequence that the model can read; samples are padded to the token limit; memberships are a dense [B, S, P]
+tensor with a masked maximum; UniFrac takes the minimum and maximum of [B, B, P] tensors. Where there is a nucleotide
+stack, it is PyTorch's own, recomputes its activations in the backward pass, has dropout inside attention and
+feed-forward too, and logits at all positions. Rows that are padding throughout are skipped in that stack alone.
 
-Shape letters: B samples, S slots (the token limit), N occurrences, L tokens, D width, V vocabulary.
+Shape letters: B samples, S slots (the token limit), N occurrences, L tokens, D width, P clades, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,17 +20,30 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aam.batch import Batch
-from aam.model.asv_encoder import MASK, PAD, kmer_frequencies
+from aam.config import UnifracMetric
+from aam.model.asv_encoder import MASK, PAD, NucleotideEncoder
 from aam.model.layers import Transformer
-from aam.model.sequence_encoder import SequenceEncoder, unifrac_distances
+from aam.model.sequence_encoder import SequenceEncoder
 from aam.training.step import Objective
 
 CHUNK = 256
-"""Slots of each sample that are encoded at a time."""
+"""Slots of each sample that the nucleotide stack encodes at a time."""
 LAYERS = 4
-"""Layers of a stack: two of them stand behind one another over the ASVs of a sample."""
+"""Layers of that stack whose activations are recomputed together."""
 SAMPLES = 8
 """Samples of a chunk: those of a larger batch, all at once, take more than 24 GiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaiveOutput:
+    """Output of a NaiveEncoder for a batch."""
+
+    presence: Tensor
+    """float32 [B, P]"""
+    share: Tensor
+    """float32 [B, P]"""
+    logits: Tensor | None
+    """float32 [N, L, V]: nucleotide logits of all occurrences, sample by sample; None without a nucleotide stack."""
 
 
 class NaiveEncoder(nn.Module):
@@ -46,70 +61,81 @@ class NaiveEncoder(nn.Module):
         super().__init__()
         self.sizes, self.slots = encoder.sizes, slots
         self.encoder = encoder
-        dropout, heads = encoder.sizes.dropout, encoder.sizes.attention_heads
-        self.nucleotides = stock_transformer(encoder.asv_encoder.transformer, heads, dropout)
-        self.asvs = stock_transformer(encoder.transformer, heads, dropout)
+        self.nucleotides: nn.TransformerEncoder | None = None
+        stack = encoder.asv_encoder.nucleotides
+        if stack is not None:
+            sizes = encoder.sizes
+            self.nucleotides = stock_transformer(stack.transformer, sizes.attention_heads, sizes.dropout)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, D], and nucleotide scores [N, L, V] of all occurrences, sample by sample."""
-        assert batch.masked_position is not None
-        L = self.sizes.max_bp + 1
+    def forward(self, batch: Batch) -> NaiveOutput:
+        """Profiles of the samples, and nucleotide logits of all occurrences."""
+        L, padding = max(self.sizes.max_bp + 1, batch.tokens.shape[1]), self.slots - batch.slot.shape[1]
         tokens_UL = F.pad(batch.tokens.long(), (0, L - batch.tokens.shape[1]), value=PAD)
-        seen_UL = tokens_UL.scatter(1, batch.masked_position, MASK)
-        padding = self.slots - batch.slot.shape[1]
+        seen_UL = tokens_UL
+        if batch.masked_position is not None:
+            seen_UL = tokens_UL.scatter(1, batch.masked_position, MASK)
         mask_BS = F.pad(batch.slot_mask, (0, padding))
-        log_abundance_BS = F.pad(batch.log_abundance, (0, padding))
+        abundance_BS = F.pad(batch.log_abundance.exp(), (0, padding)) * mask_BS
         slot_BS = F.pad(batch.slot, (0, padding))
-        groups = [
-            self._encode(*group)
-            for group in zip(*(t.split(SAMPLES) for t in (tokens_UL[slot_BS], seen_UL[slot_BS], mask_BS)), strict=True)
-        ]
-        asvs_BSD, logits_NLV = (torch.cat(parts) for parts in zip(*groups, strict=True))
-        states_BSD = self._run(self.asvs, asvs_BSD + self.encoder.abundance(log_abundance_BS), mask_BS)
-        summary_BD = self.encoder.summary(states_BSD, mask_BS, log_abundance_BS)
-        return self.encoder.embedding(summary_BD.float()), logits_NLV
+        vectors_BSD, logits_NLV = self._encode(tokens_UL[slot_BS], seen_UL[slot_BS], mask_BS)
+        memberships_BSP = self.encoder.clades(vectors_BSD)
+        return NaiveOutput(
+            presence=memberships_BSP.masked_fill(~mask_BS[..., None], 0).max(dim=1).values,
+            share=(memberships_BSP * abundance_BS[..., None]).sum(dim=1),
+            logits=logits_NLV,
+        )
 
-    def _encode(self, *of_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [B, S, D], and nucleotide scores [N, L, V] of the slots that are full, of some samples."""
+    def _encode(self, tokens_BSL: Tensor, seen_BSL: Tensor, full_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Vectors [B, S, D] of all slots, and nucleotide logits [N, L, V] of those that are full."""
+        vectors_BSD, logits_NLV = torch.zeros((), device=full_BS.device), None
+        stack, kmers = self.encoder.asv_encoder.nucleotides, self.encoder.asv_encoder.kmers
+        if stack is not None:
+            groups = [
+                self._run_stack(stack, *group)
+                for group in zip(*(t.split(SAMPLES) for t in (tokens_BSL, seen_BSL, full_BS)), strict=True)
+            ]
+            vectors_BSD, logits_NLV = (torch.cat(parts) for parts in zip(*groups, strict=True))
+        if kmers is not None:
+            vectors_BSD = vectors_BSD + kmers(tokens_BSL.flatten(0, 1)).unflatten(0, full_BS.shape)
+        return vectors_BSD, logits_NLV
+
+    def _run_stack(self, stack: NucleotideEncoder, *of_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [B, S, D], and nucleotide logits [N, L, V] of the slots that are full, of some samples."""
         chunks = zip(*(t.split(CHUNK, dim=1) for t in of_samples), strict=True)
-        vectors, logits = zip(*(self._encode_chunk(*chunk) for chunk in chunks), strict=True)
+        vectors, logits = zip(*(self._run_chunk(stack, *chunk) for chunk in chunks), strict=True)
         full_BS = of_samples[-1]
         return torch.cat(vectors, dim=1), torch.cat(logits, dim=1)[full_BS]
 
-    def _encode_chunk(self, tokens_BCL: Tensor, seen_BCL: Tensor, full_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors [B, C, D] and nucleotide scores [B, C, L, V] of a chunk of slots; 0 in empty ones."""
-        asv_encoder = self.encoder.asv_encoder
-        L, D, V = tokens_BCL.shape[2], self.sizes.embedding_dim, asv_encoder.nucleotide_head.out_features
+    def _run_chunk(
+        self, stack: NucleotideEncoder, tokens_BCL: Tensor, seen_BCL: Tensor, full_BC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors [B, C, D] and nucleotide logits [B, C, L, V] of a chunk of slots; 0 in empty ones."""
+        L, D, V = tokens_BCL.shape[2], self.sizes.embedding_dim, stack.head.out_features
         vector_BCD = torch.zeros(*full_BC.shape, D, device=full_BC.device)
         logits_BCLV = torch.zeros(*full_BC.shape, L, V, device=full_BC.device)
         if full_BC.any():
-            tokens_NL = tokens_BCL[full_BC]
-            key_mask_NL = tokens_NL != PAD
-            x_NLD = asv_encoder.token(seen_BCL[full_BC]) + asv_encoder.position.weight[:L]
-            x_NLD = self._run(self.nucleotides, x_NLD, key_mask_NL)
-            vector_ND = asv_encoder.norm(asv_encoder.pool(x_NLD, key_mask_NL))
-            if asv_encoder.kmer:
-                frequencies = kmer_frequencies(tokens_NL, asv_encoder.kmer, vector_ND.dtype)
-                vector_ND = vector_ND + asv_encoder.kmer_norm(asv_encoder.kmer_head(frequencies))
-            vector_BCD[full_BC] = vector_ND.float()
-            logits_BCLV[full_BC] = asv_encoder.nucleotide_head(x_NLD).float()
+            key_mask_NL = tokens_BCL[full_BC] != PAD
+            x_NLD = self._run_layers(stack.token(seen_BCL[full_BC]) + stack.position.weight[:L], key_mask_NL)
+            vector_BCD[full_BC] = stack.norm(stack.pool(x_NLD, key_mask_NL)).float()
+            logits_BCLV[full_BC] = stack.head(x_NLD).float()
         return vector_BCD, logits_BCLV
 
-    def _run(self, stack: nn.TransformerEncoder, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
-        for start in range(0, len(stack.layers), LAYERS):
-            layers = stack.layers[start : start + LAYERS]
+    def _run_layers(self, x_NLD: Tensor, key_mask_NL: Tensor) -> Tensor:
+        assert self.nucleotides is not None
+        for start in range(0, len(self.nucleotides.layers), LAYERS):
+            layers = self.nucleotides.layers[start : start + LAYERS]
 
-            def run(x_NTD: Tensor, empty_NT: Tensor, layers: Any = layers) -> Tensor:
+            def run(x_NLD: Tensor, empty_NL: Tensor, layers: Any = layers) -> Tensor:
                 for layer in layers:
-                    x_NTD = layer(x_NTD, src_key_padding_mask=empty_NT)
-                return x_NTD
+                    x_NLD = layer(x_NLD, src_key_padding_mask=empty_NL)
+                return x_NLD
 
             if torch.is_grad_enabled():
-                x_NTD = checkpoint(run, x_NTD, ~mask_NT, use_reentrant=False)
+                x_NLD = checkpoint(run, x_NLD, ~key_mask_NL, use_reentrant=False)
             else:
-                x_NTD = run(x_NTD, ~mask_NT)
-        assert stack.norm is not None
-        return stack.norm(x_NTD)
+                x_NLD = run(x_NLD, ~key_mask_NL)
+        assert self.nucleotides.norm is not None
+        return self.nucleotides.norm(x_NLD)
 
 
 def stock_transformer(ours: Transformer, heads: int, dropout: float) -> nn.TransformerEncoder:
@@ -140,28 +166,49 @@ def stock_transformer(ours: Transformer, heads: int, dropout: float) -> nn.Trans
     return stack
 
 
+def naive_unifrac(metric: UnifracMetric, output: NaiveOutput, model: NaiveEncoder) -> Tensor:
+    """A metric of a batch that is all on this worker: distances [B, B], or Faith's PD [B]."""
+    clades = model.encoder.clades
+    lengths_P, presence_BP = clades.lengths, output.presence
+    if metric == "faith_pd":
+        return clades.log_pd_scale.exp() * (lengths_P * presence_BP).sum(dim=-1)
+    of_samples_BP = presence_BP if metric == "unweighted" else output.share
+    # Copies, as of a function that is given pairs of samples.
+    pairs = (of_samples_BP.size(0), *of_samples_BP.shape)
+    one_BBP = of_samples_BP[:, None].expand(pairs).contiguous()
+    other_BBP = of_samples_BP[None].expand(pairs).contiguous()
+    if metric == "unweighted":
+        common_BB = (lengths_P * torch.minimum(one_BBP, other_BBP)).sum(dim=-1)
+        return 1 - common_BB / (lengths_P * torch.maximum(one_BBP, other_BBP)).sum(dim=-1)
+    return (lengths_P * (one_BBP - other_BBP).abs()).sum(dim=-1) / (lengths_P * (one_BBP + other_BBP)).sum(dim=-1)
+
+
 def naive_step(
     model: NaiveEncoder, batch: Batch, objective: Objective, autocast: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Mean `base` and `nuc`, as `aam.training.step.step` has them, of a batch that is all on this worker."""
-    assert batch.unifrac is not None
-    assert batch.masked_position is not None
-    assert batch.masked_scored is not None
+    """Mean losses by name, as `aam.training.step.step` has them, of a batch that is all on this worker."""
     device = batch.slot.device
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        embedding_BD, logits_NLV = model(batch)
-    offset, scale = model.encoder.distance_offset, model.encoder.distance_log_scale.exp()
-    predicted_BB = unifrac_distances(embedding_BD, embedding_BD, offset, scale)
-    apart_BB = ~torch.eye(len(embedding_BD), dtype=torch.bool, device=device)
-    squared = (predicted_BB - batch.unifrac)[apart_BB].square()
-    # An ASV counts once in the loss, at its first occurrence.
+        output = model(batch)
+    apart_BB = ~torch.eye(len(batch.slot), dtype=torch.bool, device=device)
+    of_metrics = []
+    for asked in objective.unifrac:
+        squared = (naive_unifrac(asked.metric, output, model) - getattr(batch, asked.metric)).square()
+        of_metrics.append((squared[apart_BB] if squared.ndim == 2 else squared).mean() / asked.variance)
+    losses = {"base": torch.stack(of_metrics).mean()} if of_metrics else {}
+    if output.logits is not None and batch.masked_position is not None:
+        losses["nuc"] = _nucleotide_loss(output.logits, batch)
+    return losses
+
+
+def _nucleotide_loss(logits_NLV: Tensor, batch: Batch) -> Tensor:
+    """Cross entropy of the masked nucleotides; an ASV counts once, at its first occurrence."""
+    assert batch.masked_position is not None
+    assert batch.masked_scored is not None
     asv_N = batch.slot[batch.slot_mask]
-    first_U = torch.full((len(batch.tokens),), len(asv_N), device=device)
-    first_U = first_U.scatter_reduce(0, asv_N, torch.arange(len(asv_N), device=device), "amin")
+    first_U = torch.full((len(batch.tokens),), len(asv_N), device=asv_N.device)
+    first_U = first_U.scatter_reduce(0, asv_N, torch.arange(len(asv_N), device=asv_N.device), "amin")
     where_UKV = batch.masked_position[..., None].expand(-1, -1, logits_NLV.shape[-1])
     logits_UKV = logits_NLV[first_U].gather(1, where_UKV)
     true_UK = batch.tokens.long().gather(1, batch.masked_position)
-    return {
-        "base": squared.mean() / objective.distance_variance,
-        "nuc": F.cross_entropy(logits_UKV[batch.masked_scored], true_UK[batch.masked_scored]),
-    }
+    return F.cross_entropy(logits_UKV[batch.masked_scored], true_UK[batch.masked_scored])

@@ -11,6 +11,7 @@ import multiprocessing as mp
 import os
 import resource
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -23,7 +24,7 @@ import torch
 import tyro
 
 from aam.batch import Batch
-from aam.config import DataConfig, LoopConfig, ModelConfig, PretrainConfig
+from aam.config import DataConfig, LoopConfig, ModelConfig, PretrainConfig, PretrainLossConfig, UnifracMetric
 from aam.data import synthetic
 from aam.data.batches import EpochBatches
 from aam.model.sizes import EncoderSizes
@@ -53,9 +54,9 @@ class Settings:
     """Folders with table.biom, tree.nwk, train.txt and val.txt. [default: ibd and ecam in $AAM_TEST_DATA, or else the
     built-in dataset]"""
     batch_sizes: list[int] = field(default_factory=lambda: [8, 32])
-    """Samples of a step."""
+    """Samples of a step, without the made-up ones: half as many, as by default in training."""
     precisions: list[str] = field(default_factory=list)
-    """fp32, bf16: arithmetic of our step. [default: fp32, and bf16 where the hardware has instructions for it]"""
+    """fp32, bf16: precision of our step. [default: fp32, and bf16 where the hardware has instructions for it]"""
     rounds: int = 5
     """Steps of each side that are timed, after one that is not."""
     threads: int = os.cpu_count() or 1
@@ -64,8 +65,12 @@ class Settings:
     """cpu, where the naive step runs in fp32, or cuda, where it runs in bf16."""
     embedding_dim: int = 128
     """Width, in heads of 32."""
-    layers: int = 4
-    """Of each of three stacks: nucleotides, and two over the ASVs of a sample."""
+    asv_layers: int = 0
+    """Layers of the nucleotide stack; 0: k-mers alone."""
+    clades: int = 512
+    """Soft clades."""
+    unifrac_metric: tuple[UnifracMetric, ...] = ("unweighted",)
+    """What the step learns: unweighted, weighted, faith_pd."""
     product: int | None = None
     """Rows of the square matrices whose product gives the peak. [default: 4096, on a GPU 8192]"""
     json: Path | None = None
@@ -76,13 +81,14 @@ def main(settings: Settings) -> None:
     """Time all datasets and batch sizes."""
     precisions = settings.precisions or ["fp32", *(["bf16"] if settings.device == "cuda" or cpu_has_bf16() else [])]
     results: dict[str, dict[str, Any]] = {}
+    print("MFU counts: k-mer MLP, clade MLP, distances of pairs, blocks of the nucleotide stack", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folders = settings.data or [synthetic.ensure(Path(scratch) / "built-in", synthetic.SyntheticConfig())]
         for folder in folders:
             for batch_size in settings.batch_sizes:
-                found = _compare(settings, precisions, folder, batch_size)
-                results.setdefault(folder.name, {})[str(batch_size)] = found
-                _show(folder.name, batch_size, found)
+                result = _compare(settings, precisions, folder, batch_size)
+                results.setdefault(folder.name, {})[str(batch_size)] = result
+                _show(folder.name, batch_size, result)
                 if settings.json is not None:
                     settings.json.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -107,17 +113,17 @@ def _compare(settings: Settings, precisions: list[str], folder: Path, batch_size
     for pipe in pipes.values():
         pipe.close()
     naive, *ours = turns
-    found: dict[str, Any] = {NAIVE: _summary(records[naive]) | {"precision": naive_precision}}
+    result: dict[str, Any] = {NAIVE: _summary(records[naive]) | {"precision": naive_precision}}
     for turn in ours:
         pairs = zip(records[naive][1:], records[turn][1:], strict=True)
         ratios = [theirs["seconds"] / own["seconds"] for theirs, own in pairs]
-        found[turn[1]] = _summary(records[turn]) | {
+        result[turn[1]] = _summary(records[turn]) | {
             "ratio": median(ratios),
             "ratio_spread": [min(ratios), max(ratios)],
             "loss_difference": max(abs(losses[turn][k] / losses[naive][k] - 1) for k in losses[naive]),
         }
-    fastest = max(precisions, key=lambda precision: found[precision]["ratio"])
-    return {"ratio": found[fastest]["ratio"], "precision": fastest, "mfu": found[fastest]["mfu"]} | found
+    fastest = max(precisions, key=lambda precision: result[precision]["ratio"])
+    return {"ratio": result[fastest]["ratio"], "precision": fastest, "mfu": result[fastest]["mfu"]} | result
 
 
 def _ask(pipe: Connection, request: tuple[str, str, int]) -> Any:
@@ -144,30 +150,32 @@ def _side(side: str, settings: Settings, folder: Path, batch_size: int, pipe: Co
     torch.backends.cuda.enable_cudnn_sdp(False)  # as the loop does
     optimizer, batches = make_optimizer(model, 0.01), EpochBatches(task.train, 1)
 
-    def losses_of(batch: Batch, autocast: torch.dtype | None) -> torch.Tensor:
+    def losses_of(batch: Batch, autocast: torch.dtype | None) -> dict[str, torch.Tensor]:
         if side == NAIVE:
-            return torch.stack(list(naive_step(model, batch, task.objective, autocast).values()))
+            return naive_step(model, batch, task.objective, autocast)
         losses, _ = step(model, batch, task.objective, autocast=autocast)
-        return torch.stack([term.share for term in losses.present().values()])
+        return {name: term.share for name, term in losses.present().items()}
 
     def take_step(index: int, precision: str) -> dict[str, float]:
         peak = _peak_rate(PRECISIONS[precision], device, settings.product)
         started = perf_counter()
         host_batch = batches[index % len(batches)]
         waited = perf_counter() - started
-        total = losses_of(host_batch.to(device), AUTOCAST[precision]).sum()
+        total = torch.stack([*losses_of(host_batch.to(device), AUTOCAST[precision]).values()]).sum()
         total.backward()
         update(optimizer, total.detach().isfinite(), lr=1e-4, clip_norm=1.0)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return _record(host_batch, perf_counter() - started, waited, peak, task.spec.encoder, device)
+        seconds = perf_counter() - started
+        operations = count_operations(host_batch, task.spec.encoder, settings.unifrac_metric)
+        return _record(host_batch, seconds, waited, peak, operations, device)
 
     def losses_without_dropout(index: int, precision: str) -> dict[str, float]:
         model.eval()
         with torch.no_grad():
-            base, nuc = losses_of(batches[index].to(device), AUTOCAST[precision]).tolist()
+            losses = losses_of(batches[index].to(device), AUTOCAST[precision])
         model.train()
-        return {"base": base, "nuc": nuc}
+        return {name: loss.item() for name, loss in losses.items()}
 
     model.train()
     with suppress(EOFError):  # the pipe is closed
@@ -186,10 +194,11 @@ def _task(settings: Settings, folder: Path, batch_size: int, device: torch.devic
     sizes = ModelConfig(
         embedding_dim=settings.embedding_dim,
         attention_heads=max(1, settings.embedding_dim // 32),
-        attention_layers=2 * settings.layers,
-        asv_layers=settings.layers,
+        asv_layers=settings.asv_layers,
+        clades=settings.clades,
     )
-    plan = make_plan(PretrainConfig(data=data, model=sizes, loop=LoopConfig(batch_size=batch_size)))
+    loss = PretrainLossConfig(unifrac_metric=settings.unifrac_metric)
+    plan = make_plan(PretrainConfig(data=data, model=sizes, loss=loss, loop=LoopConfig(batch_size=batch_size)))
     return build_task(plan, device)
 
 
@@ -208,11 +217,9 @@ def _peak_rate(dtype: torch.dtype, device: torch.device, rows: int | None) -> fl
 
 
 def _record(
-    batch: Batch, seconds: float, waited: float, peak: float, sizes: EncoderSizes, device: torch.device
+    batch: Batch, seconds: float, waited: float, peak: float, operations: dict[str, float], device: torch.device
 ) -> dict[str, float]:
-    lengths_U = (batch.tokens != 0).sum(dim=1).double()
-    slots_B = batch.slot_mask.sum(dim=1).double()
-    operations = _operations(lengths_U, sizes.asv_layers, sizes) + _operations(slots_B, sizes.attention_layers, sizes)
+    lengths_U, slots_B, total = _lengths(batch), batch.slot_mask.sum(dim=1).double(), sum(operations.values())
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**30
     else:
@@ -225,24 +232,44 @@ def _record(
         "slot_padding": 1 - float(slots_B.sum()) / batch.slot.numel(),
         "deduplication": float(slots_B.sum()) / len(batch.tokens),
         "waiting_for_data": waited / seconds,
-        "tflops": operations / seconds / 1e12,
+        "tflops": total / seconds / 1e12,
         "peak_tflops": peak / 1e12,
-        "mfu": operations / seconds / peak,
+        "mfu": total / seconds / peak,
         "peak_memory_gib": memory,
+    } | {f"gflop_{part}": number / 1e9 for part, number in operations.items()}
+
+
+def _lengths(batch: Batch) -> torch.Tensor:
+    """Tokens of each distinct ASV, without PAD."""
+    return (batch.tokens != 0).sum(dim=1).double()
+
+
+def count_operations(batch: Batch, sizes: EncoderSizes, metrics: Sequence[UnifracMetric]) -> dict[str, float]:
+    """Additions and multiplications of a step, forward and backward, by part: those that the function asks for.
+
+    Of distinct ASVs and of their tokens, not of padding; the backward pass takes twice the forward's, but only once
+    where no gradient is wanted of the input. Not counted: frequencies of k-mers, norms, GELU, profiles, the pool and
+    the heads of the nucleotide stack, dropout, the update.
+    """
+    U, G, D, P = len(batch.tokens), batch.global_size, sizes.embedding_dim, sizes.clades
+    parts = {
+        "kmer_mlp": 2 * 2 * U * 4**sizes.kmer * D if sizes.kmer else 0,
+        "clade_mlp": 3 * 2 * U * (D * 2 * D + 2 * D * P),
+        # A difference, its absolute value and a sum, for each pair and clade.
+        "pairs": 3 * 3 * len(batch.slot) * G * P * sum(metric != "faith_pd" for metric in metrics),
+        "nucleotides": 0.0,
     }
+    if sizes.asv_layers:
+        lengths_U = _lengths(batch)
+        parts["nucleotides"] = 3 * sizes.asv_layers * float((24 * D**2 * lengths_U + 4 * D * lengths_U**2).sum())
+    return {part: float(number) for part, number in parts.items()}
 
 
-def _operations(lengths: torch.Tensor, layers: int, sizes: EncoderSizes) -> float:
-    """Of the blocks' matrix products on items, not on padding; the backward pass takes twice the forward's."""
-    dim = sizes.embedding_dim
-    return 3 * layers * float((24 * dim**2 * lengths + 4 * dim * lengths**2).sum())
-
-
-def _show(name: str, batch_size: int, found: dict[str, Any]) -> None:
-    naive = found[NAIVE]
+def _show(name: str, batch_size: int, result: dict[str, Any]) -> None:
+    naive = result[NAIVE]
     print(f"{name}, batch {batch_size}: naive {naive['seconds']:.2f} s, {naive['peak_memory_gib']:.1f} GiB", flush=True)
-    for precision in PRECISIONS.keys() & found.keys():
-        ours = found[precision]
+    for precision in PRECISIONS.keys() & result.keys():
+        ours = result[precision]
         low, high = ours["ratio_spread"]
         print(
             f"  {precision} {ours['seconds']:.2f} s, {ours['peak_memory_gib']:.1f} GiB: {ours['ratio']:.1f} x "
