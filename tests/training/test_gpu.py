@@ -101,15 +101,21 @@ def test_bf16_is_near_fp32(synthetic_folder, tmp_path, options):
 
 def plans(folder: Path, out: Path) -> dict[str, RunPlan]:
     attention = TargetConfig(target="gradient", head_layers=1)
+    quantiles = TargetConfig(target="gradient", target_loss="quantile")
+    balanced = TargetConfig(target="site", classifier=True, class_weights="balanced")
     return {
         "k-mers": pretrain_plan(folder, out, model=TINY, loss=ALL_METRICS),
         "nucleotides": pretrain_plan(folder, out, model=DEEP, loss=ALL_METRICS),
         "target": make_plan(train_config(folder, out, model=TINY)),
         "target with attention": make_plan(train_config(folder, out, model=DEEP, target=attention)),
+        "quantiles": make_plan(train_config(folder, out, target=quantiles)),
+        "balanced classes": make_plan(train_config(folder, out, target=balanced)),
     }
 
 
-@pytest.mark.parametrize("kind", ["k-mers", "nucleotides", "target", "target with attention"])
+@pytest.mark.parametrize(
+    "kind", ["k-mers", "nucleotides", "target", "target with attention", "quantiles", "balanced classes"]
+)
 def test_a_step_never_waits_for_the_device(synthetic_folder, tmp_path, kind):
     """Forward, backward and update, under a mode in which any wait is an error."""
     plan = plans(synthetic_folder, tmp_path)[kind]
