@@ -1,8 +1,7 @@
 # Two commands matter: `make demo` trains on the built-in data, `make test` runs the tests. Both set up .venv.
 PYTHON ?= python3.11
 BIN := .venv/bin
-DEMO := --embedding-dim 64 --attention-layers 2 --batch-size 16 --lr 1e-3 --freeze-base \
-	--pretrain-flags "--epochs 12" --train-flags "--epochs 30 --attention-layers 1"
+DEMO := --preset gut-small
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 TEST_LOG := .venv/test-ray.log
 .PHONY: install demo test test-ray test-other lint clean

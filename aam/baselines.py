@@ -26,7 +26,6 @@ from aam.config import Baseline, DataContract
 from aam.data.composition import centred_log_ratios
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW, draw_sample
-from aam.ensemble.trees import shared_leaves, weighted_quantile
 
 _OF_NUMBERS = {"mean", "median", "ridge", "random_forest_third", "random_forest_median"}
 _OF_CLASSES = {"majority", "logistic"}
@@ -169,3 +168,44 @@ class _MedianForest(RandomForestRegressor):
         *first, nodes = np.cumsum([0, *(tree.tree_.node_count for tree in self.estimators_)])
         weights = shared_leaves(self.apply(X) + first, self.leaves_ + first, nodes)
         return weighted_quantile(self.targets_, weights, 0.5)
+
+
+def shared_leaves(leaves_nT: np.ndarray, leaves_mT: np.ndarray, nodes: int) -> np.ndarray:
+    """How much each training sample counts for each sample, by the leaves they share: float64 [n, m], rows sum to 1.
+
+    Parameters
+    ----------
+    leaves_nT, leaves_mT : ndarray of int
+        Leaf of each sample, and of each training sample, in each tree; no leaf is of two trees.
+    nodes : int
+        Of all trees.
+    """
+
+    def one_hot(leaves: np.ndarray) -> sparse.csr_matrix:
+        n, T = leaves.shape
+        return sparse.csr_matrix((np.ones(n * T), leaves.ravel(), np.arange(0, n * T + 1, T)), (n, nodes))
+
+    own, theirs = one_hot(leaves_nT), one_hot(leaves_mT)
+    sizes = np.maximum(np.asarray(theirs.sum(axis=0)).ravel(), 1)
+    return sparse.csr_matrix(own @ sparse.diags(1 / sizes) @ theirs.T).toarray() / leaves_mT.shape[1]
+
+
+def weighted_quantile(values: np.ndarray, weights: np.ndarray, quantile: float) -> np.ndarray:
+    """Lowest value up to which there is the share `quantile` of the weight.
+
+    Parameters
+    ----------
+    values : ndarray of float64 [m]
+        Targets of the training samples.
+    weights : ndarray of float64 [n, m]
+        Rows sum to 1.
+    quantile : float
+        Above 0, below 1.
+
+    Returns
+    -------
+    ndarray of float64 [n]
+    """
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[:, order], axis=1)
+    return values[order][(reached >= quantile * reached[:, -1:]).argmax(axis=1)]

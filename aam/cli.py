@@ -72,7 +72,8 @@ def parse(config_type: type[C], arguments: Sequence[str] | None = None) -> C:
     name = _preset_name(arguments) if _has_presets(config_type) else None
     preset = None if name is None else presets.find(name)
     stage = presets.STAGE_OF.get(config_type)
-    below = [] if preset is None or stage is None else flags(preset.settings(stage))
+    classifier = "--classifier" in arguments
+    below = [] if preset is None or stage is None else flags(preset.settings(stage, classifier=classifier))
     config = tyro.cli(
         config_type,
         args=[*below, *arguments],
@@ -121,7 +122,8 @@ def _for_its_stages(config: Any, preset: presets.Preset, arguments: list[str]) -
     given = names | {name.removeprefix("no_") for name in names}
     of_stages = {}
     for stage in presets.STAGE_OF.values():
-        below = {name: value for name, value in preset.settings(stage).items() if name not in given}
+        settings = preset.settings(stage, classifier=config.loss.classifier)
+        below = {name: value for name, value in settings.items() if name not in given}
         of_stages[f"{stage}_flags"] = f"{shlex.join(flags(below))} {getattr(config, f'{stage}_flags')}".strip()
     return replace(config, **of_stages)
 
@@ -140,7 +142,9 @@ def with_values_attached(arguments: list[str]) -> list[str]:
 def to_arguments(config: Any) -> list[str]:
     """The flags that give these settings; those that are as by default, or as in their preset, are left out."""
     name, stage = getattr(config, "preset", None), presets.STAGE_OF.get(type(config))
-    return _differing(config, {} if name is None or stage is None else presets.find(name).settings(stage))
+    if name is None or stage is None:
+        return _differing(config, {})
+    return _differing(config, presets.find(name).settings(stage, classifier=getattr(config.loss, "classifier", False)))
 
 
 def _differing(config: Any, preset: dict[str, Any]) -> list[str]:

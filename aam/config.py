@@ -91,8 +91,8 @@ class DataConfig:
     """One draw of reads for all epochs, as validation has it: with --freeze-base, what the base says of a sample is
     then computed once. Otherwise each epoch sees other reads, which helps against overfitting."""
     max_bp: int | None = None
-    """Longest sequence the model can read, in nucleotides. [default: 150, or that of the table where that is
-    longer; or as pretrained]"""
+    """Longest sequence that the nucleotide stack can read. [default: 150, or that of the table where that is
+    longer; or as pretrained. Without a stack (--asv-layers 0): any]"""
     max_missing_from_tree: float = 0.2
     """Share of the reads whose ASVs the tree may lack before that is an error."""
     missing_samples: Literal["error", "ignore"] = "error"
@@ -168,7 +168,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for flag, least in (("embedding_dim", 1), ("attention_heads", 1), ("clades", 2), ("asv_layers", 0)):
             value = getattr(self, flag)
-            _require(value is None or value >= least, f"--{flag.replace('_', '-')} must be at least {least}, not {value}")
+            _require(
+                value is None or value >= least, f"--{flag.replace('_', '-')} must be at least {least}, not {value}"
+            )
         _require(
             self.kmer != 0 or self.asv_layers != 0,
             "--kmer 0 and --asv-layers 0 leave nothing to read: raise one of them",
@@ -311,9 +313,7 @@ class PretrainLossConfig:
     def __post_init__(self) -> None:
         _require(self.base_weight >= 0, "--base-weight must not be negative")
         _require(self.nuc_weight is None or self.nuc_weight >= 0, "--nuc-weight must not be negative")
-        _require(
-            self.base_weight > 0 or self.nuc_weight != 0, "one of --base-weight, --nuc-weight must be above 0"
-        )
+        _require(self.base_weight > 0 or self.nuc_weight != 0, "one of --base-weight, --nuc-weight must be above 0")
         _require(0 <= self.made_up_fraction <= 4, "--made-up-fraction must be from 0 to 4")
         _require(
             len(self.unifrac_metric) > 0 and len({*self.unifrac_metric}) == len(self.unifrac_metric),
@@ -348,17 +348,15 @@ class TargetConfig:
     """Most prevalent ASVs of the training samples whose shares the target head reads, each by itself and as the centre
     of a group of similar ASVs. 0: it reads clades alone."""
     ensemble: bool = False
-    """When the network is trained, fit two forests, boosted trees and a linear model on ASVs and groups of ASVs with
-    similar vectors, and predict by all, each weighted by how well it does on samples that it was not fitted to; of
-    classes, boosted trees speak most where these tell little. In the end they learn from the validation samples too.
-    All are in the best checkpoint."""
+    """When the network is trained, fit boosted trees on the shares of its known ASVs, and predict by the weighted mean
+    of both. The weights come from samples that neither was fitted to; in the end the trees learn from the validation
+    samples too. Both are in the best checkpoint."""
     ensemble_folds: int = 4
-    """Weigh the members of the ensemble by the training and validation samples, in this many folds: each is predicted
-    by members, a network too, that were fitted without its fold. These networks speak along with the run's own. What is
-    said of the folds also tells how many rounds trees are boosted, what linear coefficients cost, how sure of itself a
-    member may be, and how far predicted numbers are to be spread out. Groups of --group-column stay together; without
-    it, those of a column that the id files keep apart. The validation samples weigh alone with 0, and with a base that
-    is not frozen."""
+    """Folds of the training and validation samples that set the weights of the ensemble's members: each fold is
+    predicted by members, a network too, that were fitted without it. These networks are averaged with the run's own.
+    The folds also choose the rounds of boosting, the temperature of probabilities, and the calibration slope of
+    predicted numbers. Groups of --group-column stay together; without it, those of a column that the id files keep
+    apart. 0, or a base that is not frozen: the validation samples alone set the weights."""
     target_weight: float = 1.0
     """Weight of the target's loss."""
     count_weight: float | None = None
@@ -491,8 +489,8 @@ class PredictConfig:
     asv_embeddings: Path | None = None
     """Table of the vectors of all ASVs of the table to write, by sequence, .tsv or .parquet."""
     distances: Path | None = None
-    """Matrix of the predicted UniFrac of all pairs of samples to write: text that scikit-bio and QIIME 2 read. No tree is
-    needed; the model must have learned the metric, and a base that was trained on for a target has forgotten it."""
+    """Matrix of the predicted UniFrac of all pairs of samples to write, text that scikit-bio and QIIME 2 read. No tree
+    is needed; the model must have learned the metric, which a base that was fine-tuned for a target has lost."""
     distance_metric: DistanceMetric = "unweighted"
     """UniFrac of the --distances, one of those that stage 1 learned (--unifrac-metric)."""
     faith_pd: Path | None = None

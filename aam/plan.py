@@ -118,7 +118,8 @@ def make_plan(
     sizes, contract = encoder_sizes(config, base), contract_of(config, base)
     weights, use_tree = _weights(config, sizes), config.loss.base_weight > 0
     is_open = config.data.max_bp is None and base is None
-    dataset = prepare(config.data, max_bp=None if is_open else sizes.max_bp, use_tree=use_tree)
+    reads_any_length = not sizes.asv_layers and config.data.max_bp is None
+    dataset = prepare(config.data, max_bp=None if is_open or reads_any_length else sizes.max_bp, use_tree=use_tree)
     split, targets, notes = choose_samples(config, dataset, contract.rarefy_depth)
     # Of the table: a stage without the tree, or a prediction, keeps sequences that the tree lacks.
     longest = len(dataset.manifest["longest_sequence"])
@@ -232,7 +233,7 @@ def _weights(config: RunConfig, sizes: EncoderSizes) -> LossWeights:
         base, nuc = config.loss.base_weight, config.loss.nuc_weight
         if not sizes.asv_layers and (nuc or not base):
             raise ValueError(
-                "masked nucleotides are predicted by the nucleotide stack, of which there is none: give --asv-layers 2, "
+                "masked nucleotides are predicted by the nucleotide stack, and there is none: give --asv-layers 2, "
                 "say, or leave --nuc-weight out and keep --base-weight above 0"
             )
         return LossWeights(base=base, nuc=float(sizes.asv_layers > 0) if nuc is None else nuc)

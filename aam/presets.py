@@ -25,10 +25,14 @@ class Preset:
     """Of stage 1, and with it the sizes of the encoder: stage 2 takes it as it was pretrained."""
     train: dict[str, Any] = field(default_factory=dict)
     """Of stage 2."""
+    classifier: dict[str, Any] = field(default_factory=dict)
+    """Of stage 2 with `--classifier`, in the place of those."""
 
-    def settings(self, stage: Stage) -> dict[str, Any]:
-        """What the preset says of a stage."""
-        return {**self.shared, **(self.pretrain if stage == "pretrain" else self.train)}
+    def settings(self, stage: Stage, *, classifier: bool = False) -> dict[str, Any]:
+        """The settings of a stage."""
+        if stage == "pretrain":
+            return {**self.shared, **self.pretrain}
+        return {**self.shared, **self.train, **(self.classifier if classifier else {})}
 
 
 _ALL = (
@@ -37,29 +41,25 @@ _ALL = (
         description="some hundred to a few thousand samples on two CPU cores: frozen base, ensemble, all reads",
         shared={"precision": "fastest"},
         pretrain={
-            "embedding_dim": 64,
-            "attention_layers": 2,
-            "asv_layers": 2,
             "batch_size": 32,
-            "lr": 1e-3,
-            "epochs": 12,
-            "max_updates": 200,  # what 12 epochs are of 530 samples: rich tables cost ten times as much an update
-            "asv_chunk_size": 1024,  # batches of samples as rich as soil's would take 20 GiB
+            "lr": 2e-3,
+            "dropout": 0.05,
+            "epochs": 100,
+            "max_updates": 500,  # half a minute of a core for ibd, a minute for pmi
         },
         train={
             "freeze_base": True,
             "ensemble": True,
             "rarefy_depth": 0,
-            "head_layers": 0,  # attention of its own takes most of the time and is no better (NOTES.md)
-            "batch_size": 16,
+            "batch_size": 32,
             "lr": 1e-3,
-            "dropout": 0.4,
-            "weight_decay": 0.1,
-            "epochs": 60,  # 50 samples are too few updates an epoch to learn from in 20
-            "max_updates": 1000,
+            "dropout": 0.3,
+            "epochs": 60,
             "target_loss": "mae",
             "class_weights": "balanced",
         },
+        # Of few people, a network of classes soon learns them by heart (NOTES.md).
+        classifier={"lr": 3e-4, "epochs": 10},
     ),
 )
 PRESETS = {preset.name: preset for preset in _ALL}

@@ -1,4 +1,4 @@
-"""Forests as arrays, groups of ASVs, and all members as one predictor in the checkpoint."""
+"""Trees as arrays, and all members as one predictor in the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax, softmax
-from skbio.stats.composition import clr
 from sklearn.ensemble import (
-    ExtraTreesClassifier,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
-    RandomForestRegressor,
 )
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
 
 from aam.config import PredictConfig, TargetConfig
 from aam.data.synthetic import SyntheticConfig, generate, write
 from aam.distributed.run import complete_ensemble
 from aam.ensemble import add, fit, members
-from aam.ensemble.ensemble import MEMBERS, Ensemble, Weights
-from aam.ensemble.groups import Groups, log_shares
-from aam.ensemble.linear import linear_inputs
-from aam.ensemble.trees import weighted_quantile
+from aam.ensemble.ensemble import MEMBERS, Ensemble, Weights, read_by_trees
 from aam.html_report.run_files import Run
 from aam.html_report.scores import predictions
 from aam.html_report.write import write_report
@@ -45,7 +37,6 @@ CLASSES = Target(column="y", classes=("a", "b", "c"), loss="cross_entropy")
 
 @pytest.fixture
 def few_trees(monkeypatch):
-    monkeypatch.setattr(members, "TREES", 7)
     monkeypatch.setattr(members, "ROUNDS", (3, 7))
 
 
@@ -56,19 +47,10 @@ def pretrained(synthetic_folder, tmp_path_factory):
     return folder
 
 
-def some_samples(rng, n: int, asvs: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    draws = []
-    for _ in range(n):
-        own = np.sort(rng.choice(asvs, rng.integers(3, min(12, asvs)), replace=False))
-        draws.append((own, rng.integers(1, 50, len(own))))
-    return draws
-
-
-def a_part(rng, target: Target, n: int = 60, asvs: int = 40) -> members.Part:
-    vectors = np.random.default_rng(5).normal(size=(asvs, 6)).astype(np.float32)
+def a_part(rng, target: Target, n: int = 60, features: int = 24) -> members.Part:
     targets = rng.integers(0, 3, n) if target.classes else rng.normal(size=n)
-    draws, groups = some_samples(rng, n, asvs), rng.integers(0, 6, n)
-    return members.Part(draws=draws, vectors=vectors, targets=targets, groups=groups)
+    shares = np.log10(1 + rng.integers(0, 9, (n, features)) * 100.0).astype(np.float32)
+    return members.Part(features=shares, targets=targets, groups=rng.integers(0, 6, n))
 
 
 def a_fold(rng, target: Target, fitted: members.Part, n: int = 60) -> fit.Fold:
@@ -77,122 +59,7 @@ def a_fold(rng, target: Target, fitted: members.Part, n: int = 60) -> fit.Fold:
 
 
 def members_of(ensemble: Ensemble, fold: fit.Fold, target: Target) -> dict[str, np.ndarray]:
-    return ensemble.members(fold.network, ensemble.inputs(fold.left_out.draws, fold.left_out.vectors), target)
-
-
-@pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesClassifier])
-def test_a_forest_as_arrays_is_scikit_learn_s(kind, few_trees):
-    rng = np.random.default_rng(0)
-    features, new = (rng.integers(0, 5, (n, 9)).astype(np.float32) / 3 for n in (50, 20))
-    targets = rng.integers(0, 3, 50)
-    theirs = kind(n_estimators=members.TREES, max_features="sqrt", random_state=1).fit(features, targets)
-    ours = members._fit_forest(kind, features, targets, seed=1, features_a_split="sqrt")
-    np.testing.assert_array_equal(ours.apply(new) - ours.roots, theirs.apply(new))
-    weights = np.zeros((20, 50))
-    for leaves, own in zip(theirs.apply(new).T, theirs.apply(features).T, strict=True):
-        together = leaves[:, None] == own
-        weights += together / together.sum(axis=1, keepdims=True) / members.TREES
-    np.testing.assert_allclose(ours.weights(new), weights, atol=1e-12)
-
-
-def test_weighted_quantiles_are_those_of_repeated_values():
-    values, times = np.array([5.0, 1.0, 3.0, 2.0]), np.array([[1, 2, 3, 1], [4, 1, 1, 1]])
-    for quantile in (0.1, 0.5, 0.9):
-        wanted = [np.quantile(np.repeat(values, row), quantile, method="inverted_cdf") for row in times]
-        found = weighted_quantile(values, times / times.sum(axis=1, keepdims=True), quantile)
-        np.testing.assert_array_equal(found, wanted)
-
-
-def test_groups_are_nested_and_new_asvs_count_for_the_nearest():
-    rng = np.random.default_rng(1)
-    vectors = rng.normal(size=(12, 4)).astype(np.float32)
-    groups = Groups.cluster(vectors[:8])
-    draws = some_samples(rng, 5, 8)
-    shares = groups.shares(draws, vectors)
-    np.testing.assert_allclose(shares[:, :8].sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(shares[:, -1], 1, rtol=1e-6, err_msg="the last union holds all")
-    for union in range(8, 15):
-        np.testing.assert_allclose(shares[:, union], shares[:, groups.parent == union].sum(axis=1), rtol=1e-6)
-    nearest = int(np.square(vectors[:8] - vectors[10]).sum(axis=1).argmin())
-    both = [(np.array([10]), np.array([7])), (np.array([nearest]), np.array([3]))]
-    new, known = groups.shares(both, vectors)
-    np.testing.assert_array_equal(new, known)
-    assert len(Groups.cluster(vectors[:1]).chosen) == 1, "a single known ASV is a group"
-
-
-def test_known_asvs_by_themselves_are_told_from_those_near_to_them():
-    rng = np.random.default_rng(15)
-    vectors = rng.normal(size=(12, 16)).astype(np.float32)
-    groups = Groups.cluster(vectors[:8])
-    vectors[8] = vectors[3] * 1.005  # the same ASV, encoded in another precision
-    vectors[9] = vectors[3] * 1.05
-    draws = [(np.array([3, 8, 9, 10]), np.array([10, 20, 30, 40])), (np.array([0, 3]), np.array([1, 3]))]
-    shares, own = groups.shares_and_own(draws, vectors)
-    np.testing.assert_array_equal(shares, groups.shares(draws, vectors))
-    wanted = np.zeros((2, 8))
-    wanted[0, 3], wanted[1, 0], wanted[1, 3] = 0.3, 0.25, 0.75
-    np.testing.assert_allclose(own.toarray(), wanted)
-    np.testing.assert_array_equal(own.getnnz(axis=0), (wanted > 0).sum(axis=0))
-    assert shares[0, 3] >= np.float32(0.6), "for the groups, what is near counts"
-
-
-def test_the_linear_models_are_scikit_learn_s(few_trees):
-    for target in (NUMBER, CLASSES):
-        rng = np.random.default_rng(2)
-        train = a_part(rng, target)
-        fold = a_fold(rng, target, train)
-        fitted = members.fit_members(train, target, seed=0)
-        groups = fitted.ensemble.groups
-        own, other = (
-            linear_inputs(groups.shares(part.draws, part.vectors), part.draws) for part in (train, fold.left_out)
-        )
-        scaler = StandardScaler().fit(own)
-        own, other = scaler.transform(own), scaler.transform(other)
-        of_each = fitted.outputs(fold.network, fold.left_out, target)["linear"]
-        for said, penalty in zip(of_each, members.PENALTIES, strict=True):
-            if target.classes:
-                model = LogisticRegression(C=1 / penalty, max_iter=500).fit(own, train.targets)
-                np.testing.assert_allclose(softmax(said, axis=1), model.predict_proba(other), atol=1e-5)
-            else:
-                model = Ridge(alpha=penalty).fit(own, train.targets)
-                np.testing.assert_allclose(said[:, 0], model.predict(other), atol=1e-5)
-
-
-def test_log_ratios_of_groups_are_scikit_bio_s():
-    rng = np.random.default_rng(10)
-    groups = Groups.cluster(rng.normal(size=(9, 4)).astype(np.float32))
-    draws = some_samples(rng, 6, 9)
-    found = linear_inputs(groups.shares(draws, groups.vectors), draws)
-    reads = np.zeros((6, 17))
-    for sample, (asvs, counts) in enumerate(draws):
-        reads[sample, asvs] = counts
-    for union in range(9, 17):
-        reads[:, union] = reads[:, groups.parent == union].sum(axis=1)
-    np.testing.assert_allclose(found, clr(reads + 0.5), atol=1e-5)
-
-
-def test_two_classes_have_the_probabilities_of_logistic_regression():
-    rng = np.random.default_rng(3)
-    inputs, targets = rng.normal(size=(40, 5)), rng.integers(0, 2, 40)
-    target = Target(column="y", classes=("a", "b"), loss="cross_entropy")
-    fitted = members._fit_linear(inputs, targets, target)
-    scaled = StandardScaler().fit_transform(inputs)
-    for one, penalty in zip(fitted, members.PENALTIES, strict=True):
-        theirs = LogisticRegression(C=1 / penalty, max_iter=500).fit(scaled, targets).predict_proba(scaled)
-        np.testing.assert_allclose(softmax(one.outputs(inputs), axis=1), theirs, atol=1e-6)
-
-
-def test_the_errors_of_ridge_regression_are_of_samples_that_were_left_out():
-    rng = np.random.default_rng(4)
-    inputs, targets, alpha = rng.normal(size=(12, 30)), rng.normal(size=12), 7.0
-    found = members._left_out_errors(inputs, targets, alpha)
-    hat = np.linalg.solve
-    centred = np.hstack([inputs - inputs.mean(axis=0), np.ones((12, 1))])
-    penalty = np.diag([alpha] * 30 + [0.0])
-    for i in range(12):
-        kept = np.arange(12) != i
-        slope = hat(centred[kept].T @ centred[kept] + penalty, centred[kept].T @ targets[kept])
-        assert found[i] == pytest.approx(targets[i] - centred[i] @ slope)
+    return ensemble.members(fold.network, fold.left_out.features)
 
 
 @pytest.mark.parametrize(("classes", "boostings"), [(2, 5), (3, 5), (6, 2)])
@@ -237,7 +104,7 @@ def test_boosted_trees_as_arrays_have_the_quantiles_of_scikit_learn_s(quantiles,
 def test_probabilities_are_averaged_and_numbers_as_the_model_learns_them():
     rng = np.random.default_rng(5)
     shares, temperatures = rng.dirichlet(np.ones(len(MEMBERS))), rng.uniform(0.5, 3, len(MEMBERS))
-    weights = Weights(of_members=shares, temperatures=temperatures, stretch=np.array([0.5, 1.2]))
+    weights = Weights(of_members=shares, temperatures=temperatures, calibration=np.array([0.5, 1.2]))
     said = {name: rng.normal(size=(6, 3)) for name in MEMBERS}
     mixed = sum(w * softmax(said[name] / t, axis=1) for w, t, name in zip(shares, temperatures, MEMBERS, strict=True))
     np.testing.assert_allclose(weights.combine(said, CLASSES), np.log(mixed))
@@ -248,21 +115,21 @@ def test_probabilities_are_averaged_and_numbers_as_the_model_learns_them():
 def test_of_the_candidates_of_a_member_the_one_with_the_least_loss_speaks():
     rng = np.random.default_rng(16)
     truth = rng.normal(size=200)
-    errors = {"network": [0.3], "boosting": [0.5, 0.1, 0.4], "linear": [0.2, 0.6]}
+    errors = {"network": [0.3], "boosting": [0.5, 0.1, 0.4]}
     said = {
         name: np.stack([(truth + error * rng.normal(size=200))[:, None] for error in errors.get(name, [0.7])])
         for name in MEMBERS
     }
     found = fit.weigh(said, truth, np.arange(200), NUMBER)
-    assert found.candidates == dict.fromkeys(MEMBERS, 0) | {"boosting": 1}
-    assert max(found.losses, key=found.losses.get) in ("asv_forest", "group_forest")
-    best = {name: of[found.candidates[name]] for name, of in said.items()}
+    assert found.rounds == 1
+    assert found.losses["boosting"] < found.losses["network"]
+    best = {name: of[found.rounds if name == "boosting" else 0] for name, of in said.items()}
     np.testing.assert_array_equal(found.apply(said, NUMBER), found.weights.combine(best, NUMBER))
     # Of classes, each at the temperature that suits it: what is sure and right beats what is neither.
     codes = rng.integers(0, 3, 200)
     sure, not_so = (np.eye(3)[codes] + noise * rng.normal(size=(200, 3)) for noise in (0.3, 2))
     said = {name: np.stack([not_so, 50 * sure]) for name in MEMBERS}
-    assert fit.weigh(said, codes, np.arange(200), CLASSES).candidates == dict.fromkeys(MEMBERS, 1)
+    assert fit.weigh(said, codes, np.arange(200), CLASSES).rounds == 1
 
 
 def test_of_numbers_all_members_are_worth_the_same():
@@ -280,8 +147,8 @@ def test_a_member_that_is_too_sure_of_itself_is_cooled_down():
     found = fit.weigh(said, targets, groups, CLASSES)
     np.testing.assert_allclose(found.weights.temperatures, np.arange(1, len(MEMBERS) + 1), rtol=0.1)
     np.testing.assert_allclose([*found.losses.values()], found.losses["network"], rtol=1e-6)
-    assert found.weights.by_name == pytest.approx(fit.WORTH_FOR_CLASSES, rel=1e-4)
-    assert found.weights.stretch.tolist() == [0, 1]
+    assert found.weights.by_name == pytest.approx(dict.fromkeys(MEMBERS, 1 / len(MEMBERS)), rel=1e-4)
+    assert found.weights.calibration.tolist() == [0, 1]
     never_wrong = fit.weigh(dict.fromkeys(MEMBERS, np.eye(3)[targets][None]), targets, groups, CLASSES)
     np.testing.assert_allclose(never_wrong.weights.temperatures, fit.TEMPERATURES[0], rtol=1e-3)
 
@@ -291,15 +158,15 @@ def test_numbers_that_say_too_little_are_spread_out_as_far_as_there_are_groups_t
     truth = rng.normal(size=3000)
     said = dict.fromkeys(MEMBERS, (5 + truth / 1.5 + 0.01 * rng.normal(size=3000))[None, :, None])
     many = fit.weigh(said, truth + 5, np.arange(3000), NUMBER)
-    np.testing.assert_allclose(many.weights.stretch, [5 + truth.mean() / 1.5, 1.5], rtol=0.01)
+    np.testing.assert_allclose(many.weights.calibration, [5 + truth.mean() / 1.5, 1.5], rtol=0.01)
     np.testing.assert_allclose(many.apply(said, NUMBER)[:, 0], truth + 5, atol=0.1)
-    few = fit.weigh(said, truth + 5, np.arange(3000) % fit.STRETCHED_FROM, NUMBER)
-    np.testing.assert_allclose(few.weights.stretch[1], 1.25, rtol=0.01)
+    few = fit.weigh(said, truth + 5, np.arange(3000) % fit.BELIEVED_FROM, NUMBER)
+    np.testing.assert_allclose(few.weights.calibration[1], 1.25, rtol=0.01)
     assert (few.weights.temperatures == 1).all()
     right = dict.fromkeys(MEMBERS, truth[None, :, None])
-    np.testing.assert_allclose(fit.weigh(right, truth, np.arange(3000), NUMBER).weights.stretch[1], 1, atol=1e-3)
-    centre, factor = few.weights.stretch
-    wanted = centre + factor * (said["linear"][0] - centre)
+    np.testing.assert_allclose(fit.weigh(right, truth, np.arange(3000), NUMBER).weights.calibration[1], 1, atol=1e-3)
+    centre, factor = few.weights.calibration
+    wanted = centre + factor * (said["network"][0] - centre)
     np.testing.assert_allclose(few.apply(said, NUMBER), wanted)
 
 
@@ -314,21 +181,28 @@ def test_saved_and_loaded_it_says_the_same_in_any_order(target, few_trees, tmp_p
     networks = [{"head.weight": rng.normal(size=(2, number + 1)).astype(np.float32)} for number in range(11)]
     ensemble, _ = fit.fit_ensemble(train, [fold], target, seed=0, networks=networks)
     assert ensemble.weights.of_members.sum() == pytest.approx(1)
-    said = ensemble.outputs(fold.network, val.draws, val.vectors, target)
+    said = ensemble.outputs(fold.network, val.features, target)
     assert said.shape == (60, target.outputs)
     ensemble.save(tmp_path)
     loaded = Ensemble.load(tmp_path)
     assert loaded.scores == ensemble.scores
     for own, given in zip(loaded.networks, networks, strict=True):
         np.testing.assert_equal(own, given)
-    np.testing.assert_array_equal(loaded.outputs(fold.network, val.draws, val.vectors, target), said)
+    np.testing.assert_array_equal(loaded.outputs(fold.network, val.features, target), said)
     order = rng.permutation(60)
-    shuffled = loaded.outputs(fold.network[order], [val.draws[i] for i in order], val.vectors, target)
+    shuffled = loaded.outputs(fold.network[order], val.features[order], target)
     np.testing.assert_allclose(shuffled, said[order], rtol=1e-5, atol=1e-6)
-    if target.quantiles:
-        for name, of_member in members_of(ensemble, fold, target).items():
-            # Those of the network and of boosting may cross: `Target.decode` puts them in order.
-            assert name in ("network", "boosting") or (np.diff(of_member, axis=1) >= 0).all(), name
+
+
+def test_trees_read_single_asvs_alone(few_trees):
+    rng = np.random.default_rng(18)
+    train = a_part(rng, NUMBER)
+    fold = a_fold(rng, NUMBER, train)
+    changed = fold.left_out.features.copy()
+    changed[:, read_by_trees(changed).shape[1] :] = 0
+    ensemble = members.fit_members(train, NUMBER, seed=0).ensemble
+    for name, outputs in ensemble.members(fold.network, changed).items():
+        np.testing.assert_array_equal(outputs, members_of(ensemble, fold, NUMBER)[name])
 
 
 @pytest.mark.parametrize("fault", ["lacks", "has"])
@@ -347,21 +221,6 @@ def test_an_ensemble_of_other_members_is_refused(fault, few_trees, tmp_path):
         Ensemble.load(tmp_path)
 
 
-def test_balanced_classes_speak_with_their_weights(few_trees):
-    rng = np.random.default_rng(7)
-    train = a_part(rng, CLASSES)
-    train = dataclasses.replace(train, targets=np.where(np.arange(60) < 50, 0, 1 + np.arange(60) % 2))
-    balanced = dataclasses.replace(CLASSES, class_weights=(60 / 150, 4.0, 4.0))
-    new = a_fold(rng, CLASSES, train)
-    said = {}
-    for target in (CLASSES, balanced):
-        found = members_of(members.fit_members(train, target, seed=0).ensemble, new, target)
-        said[target] = {name: softmax(of, axis=1)[:, 0].mean() for name, of in found.items() if name != "network"}
-        assert log_shares(np.zeros((1, 1)))[0, 0] == 0
-    for name, plain in said[CLASSES].items():
-        assert said[balanced][name] < plain - (0.2 if name == "linear" else 0.02), name
-
-
 @pytest.mark.parametrize("target", [NUMBER, CLASSES])
 def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few_trees):
     rng = np.random.default_rng(8)
@@ -371,7 +230,7 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
     ensemble, together = fit.fit_ensemble(everything, folds, target, seed=0)
     assert (alone.scores["samples"], ensemble.scores["samples"]) == (20, 35)
     fitted = [members.fit_members(fold.fitted, target, seed=0) for fold in folds]
-    said = [of.outputs(fold.network, fold.left_out, target) for of, fold in zip(fitted, folds, strict=True)]
+    said = [of.outputs(fold.network, fold.left_out) for of, fold in zip(fitted, folds, strict=True)]
     of_both = {name: np.concatenate([of[name] for of in said], axis=1) for name in MEMBERS}
     truth = np.concatenate([fold.left_out.targets for fold in folds])
 
@@ -383,13 +242,12 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
     choice = fit.weigh(of_both, truth, np.arange(35), target)
     losses = []
     for name, temperature in zip(MEMBERS, ensemble.weights.temperatures, strict=True):
-        losses.append(loss(of_both[name][choice.candidates[name]], temperature))
+        losses.append(loss(of_both[name][choice.rounds if name == "boosting" else 0], temperature))
         for of in of_both[name]:
             for other in np.geomspace(*fit.TEMPERATURES, 50) if target.classes else [1.0]:
                 assert loss(of, other) >= losses[-1] - 1e-4, name
     np.testing.assert_allclose([ensemble.scores[name] for name in MEMBERS], losses)
-    worth = [fit.WORTH_FOR_CLASSES[name] if target.classes else 1.0 for name in MEMBERS]
-    wanted = np.array(losses) ** -fit.SHARPNESS * worth
+    wanted = np.array(losses) ** -fit.SHARPNESS
     np.testing.assert_allclose(ensemble.weights.of_members, wanted / wanted.sum())
     assert not np.allclose(ensemble.weights.of_members, alone.weights.of_members)
     # A sample is not among those that choose and weigh what is said of it.
@@ -400,10 +258,8 @@ def test_members_are_weighed_by_samples_that_they_were_not_fitted_to(target, few
         np.testing.assert_array_equal(*(getattr(of.weights, field.name) for of in (alone, by_other[1])))
     # In the end the chosen ones are fitted to all samples.
     for found, chosen in ((ensemble, choice), (alone, by_other[1])):
-        wanted = members.fit_members(everything, target, seed=0).choose(chosen.candidates)
-        np.testing.assert_equal(dataclasses.asdict(found.linear), dataclasses.asdict(wanted.linear))
+        wanted = members.fit_members(everything, target, seed=0).choose(chosen.rounds)
         np.testing.assert_equal(dataclasses.asdict(found.boosting), dataclasses.asdict(wanted.boosting))
-        np.testing.assert_array_equal(found.targets, everything.targets)
 
 
 @pytest.mark.parametrize("classifier", [False, True])
@@ -428,9 +284,9 @@ def test_folds_are_predicted_by_networks_that_did_not_see_them(synthetic_folder,
     assert len(set.union(*subjects)) == sum(map(len, subjects)), "a subject is in one fold"
 
     def network(of) -> np.ndarray:
-        everything = add._part(loaded, of, add._labelled(of))
-        fold, _ = add._left_out(loaded, of, everything, folds[0], epochs=1)
-        assert len(fold.fitted.draws) + len(fold.left_out.draws) == len(everything.draws)
+        everything, _ = add._predicted(loaded, of)
+        fold, _ = add._left_out(loaded, of, folds[0], epochs=1)
+        assert len(fold.fitted.features) + len(fold.left_out.features) == len(everything.features)
         np.testing.assert_array_equal(fold.left_out.targets, everything.targets[folds[0]])
         return fold.network
 
@@ -465,23 +321,23 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
     assert len(loaded.ensemble.networks) == 3
 
     ids = [*plan.split.train, *plan.split.val]
-    said = [predict_samples(alone, plan.dataset, ids)]
+    said = [predict_samples(alone, plan.dataset, ids).target]
     for heads in loaded.ensemble.networks:
         one = checkpoint.load(best)
         own = one.model.state_dict()
         assert {name for name in own if not name.startswith("base.")} == set(heads)
         one.model.load_state_dict(own | {name: torch.from_numpy(array) for name, array in heads.items()})
-        said.append(predict_samples(dataclasses.replace(one, ensemble=None), plan.dataset, ids))
+        said.append(predict_samples(dataclasses.replace(one, ensemble=None), plan.dataset, ids).target)
         assert not np.allclose(said[-1], said[0]), "it learned nothing"
     only = np.array([1.0, *[0] * (len(MEMBERS) - 1)])
-    networks_only = dataclasses.replace(loaded.ensemble, weights=dataclasses.replace(Weights.alike(), of_members=only))
-    together = predict_samples(dataclasses.replace(loaded, ensemble=networks_only), plan.dataset, ids)
+    networks_only = dataclasses.replace(loaded.ensemble, weights=dataclasses.replace(Weights.equal(), of_members=only))
+    together = predict_samples(dataclasses.replace(loaded, ensemble=networks_only), plan.dataset, ids).target
     mean = np.mean(said, axis=0)
     np.testing.assert_allclose(together, log_softmax(mean, axis=1) if classifier else mean, rtol=1e-4, atol=1e-5)
 
-    everything = add._part(alone, plan, ids)
+    everything, _ = add._predicted(alone, plan)
     folds = add._folds(plan, alone.spec.target)
-    left_out = [add._left_out(alone, plan, everything, fold, epochs=1)[0] for fold in folds]
+    left_out = [add._left_out(alone, plan, fold, epochs=1)[0] for fold in folds]
     _, outputs = fit.fit_ensemble(everything, left_out, alone.spec.target, seed=plan.loop.seed)
     wanted = dict(zip([ids[i] for fold in folds for i in fold], outputs, strict=True))
     outputs = np.array([wanted[s] for s in plan.split.val])
@@ -588,7 +444,7 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
         checkpoint=str(best), table=config.data.table, output=tmp_path / "p.tsv", part="val", base_cache=False
     )
     said, network = (predict(asked, which, record).predictions for which in (loaded, alone))
-    direct = predict_samples(loaded, said.dataset, said.sample_ids[::-1], base_cache=False)[::-1]
+    direct = predict_samples(loaded, said.dataset, said.sample_ids[::-1], base_cache=False).target[::-1]
     np.testing.assert_allclose(said.values, said.target.decode(direct)[:, said.target.point], rtol=1e-4)
     truth = np.array([plan.targets[s] for s in said.sample_ids])
     kept = pd.read_csv(tmp_path / "run" / "validation_predictions.tsv", sep="\t", dtype={"SampleID": str})
@@ -596,8 +452,8 @@ def test_a_run_with_an_ensemble_predicts_by_all_members(synthetic_folder, few_tr
     for who, values in (("together", kept["prediction"]), ("network", network.values)):
         error = np.abs(np.array(values) - truth).mean()
         assert error == pytest.approx(loaded.ensemble.scores[who], rel=1e-4), who
-    assert len(loaded.ensemble.targets) == len(plan.split.train) + len(plan.split.val), "they learn from all in the end"
-    assert np.abs(np.array(said.values) - truth).mean() < 0.7 * loaded.ensemble.scores["together"], "these among them"
+    labelled = said.target.encode([plan.targets[s] for s in (*plan.split.train, *plan.split.val)])
+    assert loaded.ensemble.boosting.start[0] == pytest.approx(np.median(labelled)), "in the end it learns from all"
 
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     page = write_report(tmp_path / "run").read_text()

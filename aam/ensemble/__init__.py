@@ -1,5 +1,5 @@
-"""Beside the network: a forest and boosted trees on the features that its heads read of a sample.
+"""Beside the network: boosted trees on the shares of single ASVs, among the features that its heads read of a sample.
 
-All are kept in one checkpoint and predict as one. Applying them needs NumPy and SciPy alone; only
+Both are kept in one checkpoint and predict as one. Applying them needs NumPy and SciPy alone; only
 `aam.ensemble.members` needs scikit-learn.
 """

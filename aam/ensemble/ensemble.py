@@ -1,6 +1,6 @@
 """The network, or several, and what stands beside it as one predictor; how it is applied and stored.
 
-Shape letters: n samples, m training samples, F features, O outputs.
+Shape letters: n samples, F features, O outputs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from safetensors.numpy import save_file
 from scipy.special import log_softmax, logsumexp
 
 from aam.data.files import replacing
-from aam.ensemble.trees import BoostedTrees, Forest, weighted_quantile
+from aam.ensemble.trees import BoostedTrees
 from aam.training.checkpoint import ENSEMBLE
 from aam.training.targets import Target
 
-MEMBERS = ("network", "forest", "boosting")
+MEMBERS = ("network", "boosting")
 _NETWORK = "network."
-_BLOCK = 512
-"""Samples at a time: their weights on all training samples are held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +60,15 @@ class Weights:
         return centre + slope * (np.tensordot(self.of_members, stacked, axes=1) - centre)
 
 
-_PARTS = {"forest": Forest, "boosting": BoostedTrees, "weights": Weights}
+_PARTS = {"boosting": BoostedTrees, "weights": Weights}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """What stands beside the network in a checkpoint."""
 
-    forest: Forest
-    """Random forest on all features."""
     boosting: BoostedTrees
-    """Gradient boosting on the first half of the features, those of single ASVs."""
-    targets: np.ndarray
-    """float64 [m]: what the model learns of the training samples: transformed numbers, or codes of classes."""
-    class_weights: np.ndarray
-    """float64 [classes]: of the training samples in the forest; empty for a number."""
+    """Gradient boosting on the shares of single ASVs."""
     weights: Weights
     scores: dict[str, float]
     """Loss of each member, and of all together, on the samples that set the weights, and how many these are."""
@@ -100,33 +92,11 @@ class Ensemble:
         ndarray of float32 [n, O]
             The same of all: for classes, logarithms of their probabilities.
         """
-        combined = np.empty(network.shape, np.float32)
-        for start in range(0, len(network), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            combined[rows] = self.weights.combine(self.members(network[rows], features[rows], target), target)
-        return combined
+        return self.weights.combine(self.members(network, features), target).astype(np.float32)
 
-    def members(self, network: np.ndarray, features: np.ndarray, target: Target) -> dict[str, np.ndarray]:
+    def members(self, network: np.ndarray, features: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs of each member, float64 [n, O]; see `outputs`."""
-        return {
-            "network": network.astype(np.float64),
-            "forest": self._of_forest(features, target),
-            "boosting": self.boosting.outputs(self.read_by_boosting(features)),
-        }
-
-    def read_by_boosting(self, features: np.ndarray) -> np.ndarray:
-        """The features that boosting reads."""
-        return features[:, : features.shape[1] // 2]
-
-    def _of_forest(self, features: np.ndarray, target: Target) -> np.ndarray:
-        weights_nm = self.forest.weights(features)
-        if not target.classes:
-            quantiles = target.quantiles or (0.5,)
-            return np.stack([weighted_quantile(self.targets, weights_nm, q) for q in quantiles], axis=1)
-        of_class = (self.targets[:, None] == np.arange(len(target.classes))) * self.class_weights
-        votes = weights_nm @ of_class
-        # A class that no tree votes for is unlikely, not impossible.
-        return np.log(votes / votes.sum(axis=1, keepdims=True) + 1 / (2 * len(self.targets)))
+        return {"network": network.astype(np.float64), "boosting": self.boosting.outputs(read_by_trees(features))}
 
     def save(self, folder: Path) -> None:
         """Write it beside the weights of the network."""
@@ -169,3 +139,10 @@ class Ensemble:
                 "train once more with --resume, which fits it anew"
             ) from None
 
+
+def read_by_trees(features: np.ndarray) -> np.ndarray:
+    """The features [n, F] that boosting reads: the first half, which is of single ASVs.
+
+    Groups of ASVs beside them made it worse (NOTES.md).
+    """
+    return features[:, : features.shape[1] // 2]

@@ -15,9 +15,6 @@ from aam.training.targets import Target
 
 SHARPNESS = 8.0
 """A member's weight goes with its loss to the power of minus this: with a tenth more loss, half the weight."""
-PRIOR_FOR_CLASSES = {"network": 0.2, "forest": 0.2, "boosting": 0.6}
-"""Prior weights of members with the same loss, from folds of a dozen targets (NOTES.md). Where a target is hard, their
-losses all lie near that of guessing, and hardly tell them apart. In a regression, all have the same."""
 TEMPERATURES = (0.25, 16.0)
 """Least and most temperature."""
 SLOPES = (0.5, 2.0)
@@ -84,7 +81,7 @@ def fit_ensemble(
     """
     parts = [fold.left_out for fold in folds]
     outputs = [
-        fit_members(fold.fitted, target, seed).outputs(fold.network, part, target)
+        fit_members(fold.fitted, target, seed).outputs(fold.network, part)
         for fold, part in zip(folds, parts, strict=True)
     ]
 
@@ -124,8 +121,7 @@ def weigh(said: Mapping[str, np.ndarray], targets: np.ndarray, groups: np.ndarra
     best = {name: min(_at_best(of, targets, target)) for name, of in said.items()}
     losses = np.array([best[name][0] for name in MEMBERS])
     least = max(losses.min(), np.finfo(np.float32).tiny)  # of a few samples, a member may be right on each
-    prior = np.array([PRIOR_FOR_CLASSES[name] if target.classes else 1.0 for name in MEMBERS])
-    of_members = prior * (np.maximum(losses, least) / least) ** -SHARPNESS
+    of_members = (np.maximum(losses, least) / least) ** -SHARPNESS
     weights = replace(
         Weights.equal(),
         of_members=of_members / of_members.sum(),

@@ -1,6 +1,6 @@
 """Fitting the members of an ensemble beside the network; needs scikit-learn, as predicting does not.
 
-Shape letters: n samples, m training samples, F features, O outputs.
+Shape letters: n samples, F features, O outputs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ from sklearn.base import clone
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
-    RandomForestClassifier,
-    RandomForestRegressor,
 )
 
-from aam.ensemble.ensemble import Ensemble, Weights
-from aam.ensemble.trees import BoostedTrees, Forest
+from aam.ensemble.ensemble import Ensemble, Weights, read_by_trees
+from aam.ensemble.trees import BoostedTrees
 from aam.training.targets import Target
 
-TREES = 200
-"""Of the forest."""
 BOOSTINGS = 5
 """Of classes: with other seeds, their mean is one member. Which features a split may ask for is drawn, and classes gain
 by more than one draw; numbers do not, for five times the time of fitting and predicting (NOTES.md)."""
@@ -70,15 +66,15 @@ class Fitted:
         """The ensemble with this number in `ROUNDS`."""
         return replace(self.ensemble, boosting=self.boosting[rounds])
 
-    def outputs(self, network: np.ndarray, part: Part, target: Target) -> dict[str, np.ndarray]:
+    def outputs(self, network: np.ndarray, part: Part) -> dict[str, np.ndarray]:
         """Outputs of each candidate of each member: float64 [candidates, n, O]; see `Ensemble.outputs`."""
-        outputs = {name: of[None] for name, of in self.ensemble.members(network, part.features, target).items()}
-        read = self.ensemble.read_by_boosting(part.features)
-        return {**outputs, "boosting": np.stack([candidate.outputs(read) for candidate in self.boosting])}
+        read = read_by_trees(part.features)
+        boosting = np.stack([candidate.outputs(read) for candidate in self.boosting])
+        return {"network": network.astype(np.float64)[None], "boosting": boosting}
 
 
 def fit_members(train: Part, target: Target, seed: int) -> Fitted:
-    """Fit all members.
+    """Fit the members beside the network.
 
     Parameters
     ----------
@@ -89,31 +85,14 @@ def fit_members(train: Part, target: Target, seed: int) -> Fitted:
     seed : int
         Of the trees.
     """
-    # The first half is of single ASVs, which boosting needs no groups beside (NOTES.md).
-    single = train.features[:, : train.features.shape[1] // 2]
-    boosting = _fit_boosting(single, train.targets, target, seed)
+    read = read_by_trees(train.features)
+    boosting = _fit_boosting(read, train.targets, target, seed)
     ensemble = Ensemble(
-        forest=_fit_forest(train.features, train.targets, target, seed),
         boosting=boosting[0],
-        targets=train.targets.astype(np.float64),
-        class_weights=target.weight_of_classes,
         weights=Weights.equal(),
         scores={},
     )
     return Fitted(ensemble=ensemble, boosting=boosting)
-
-
-def _fit_forest(features: np.ndarray, targets: np.ndarray, target: Target, seed: int) -> Forest:
-    kind = RandomForestClassifier if target.classes else RandomForestRegressor
-    fitted = kind(n_estimators=TREES, max_features="sqrt", random_state=seed, n_jobs=-1).fit(features, targets)
-    trees = [tree.tree_ for tree in fitted.estimators_]
-    forest = Forest(
-        feature=np.concatenate([np.maximum(tree.feature, -1) for tree in trees]).astype(np.int32),
-        threshold=np.concatenate([tree.threshold for tree in trees]),
-        leaves=np.empty((0, len(trees)), np.int32),
-        **_links([tree.children_left for tree in trees], [tree.children_right for tree in trees]),
-    )
-    return replace(forest, leaves=forest.apply(features))
 
 
 def _links(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,8 +16,10 @@ LEAST_SHARE = 1e-4
 """Shares are told apart from about here upwards: a read in ten thousand."""
 SHARPNESS = 60.0
 """Of groups: how much more an ASV counts for the known ASV whose clades are most like its own."""
-MOST_APART = 2.0
-"""Standard deviations from the mean, at most."""
+MOST_APART = 1.0
+"""Standard deviations from the mean, at most: beyond it a feature is high or low, as for a tree (NOTES.md)."""
+LEAST_DEVIATION = 0.01
+"""Of the mean standard deviation, which is added to that of each feature."""
 _MULTIPLIER = 6364136223846793005  # of Knuth's MMIX; odd, so that no letter is lost in the powers
 
 
@@ -89,11 +91,10 @@ class SampleFeatures(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features_NF: Tensor) -> None:
-        """Take mean and standard deviation of the features of the training samples; constant ones become 0."""
+        """Take mean and standard deviation of the features of the training samples."""
         self.mean.copy_(features_NF.mean(dim=0))
         deviation_F = (features_NF - self.mean).square().mean(dim=0).sqrt()
-        varies_F = deviation_F > 1e-4
-        self.scale.copy_(torch.where(varies_F, 1 / deviation_F.clamp(min=1e-4), 0.0))
+        self.scale.copy_(1 / (deviation_F + LEAST_DEVIATION * deviation_F.mean()).clamp(min=1e-6))
 
 
 def log_shares(share: Tensor) -> Tensor:

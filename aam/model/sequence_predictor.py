@@ -105,9 +105,7 @@ class SequencePredictor(nn.Module):
         if cached_features is not None:
             assert self.reads_features_alone, "its heads read the ASVs too"
             heads_BHO = self._heads(cached_features, None)
-            return PredictorOutput(
-                target=heads_BHO.mean(dim=1), heads=heads_BHO, features=cached_features, base=None
-            )
+            return PredictorOutput(target=heads_BHO.mean(dim=1), heads=heads_BHO, features=cached_features, base=None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
             base = self.base(batch, chunk_size=chunk_size, cached_vectors=cached_vectors)
         log_abundance_BS = None

@@ -219,4 +219,3 @@ def cache_key(base: SequenceEncoder, dataset: PreparedDataset, autocast: torch.d
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-

@@ -45,7 +45,7 @@ class ModelSpec:
     """None in stage 1."""
     freeze_base: bool = False
     unifrac: tuple[UnifracTarget, ...] = ()
-    """Metrics that the encoder's clades tell; none where it never learned them, or was trained on for a target alone."""
+    """Metrics that the encoder's clades predict; none where it never learned them, or was fine-tuned for a target."""
 
     def build(self) -> SequenceEncoder | SequencePredictor:
         """A model with new weights, from torch's random state."""

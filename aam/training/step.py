@@ -50,9 +50,7 @@ class Predictions:
     """float32 []: scored masked positions that were filled in rightly."""
 
 
-def predict_unifrac(
-    metric: UnifracMetric, output: EncoderOutput, rank_sizes: list[int]
-) -> Tensor:
+def predict_unifrac(metric: UnifracMetric, output: EncoderOutput, rank_sizes: list[int]) -> Tensor:
     """A metric of this worker's samples: distances to all samples of all workers [B, G], or Faith's PD [B]."""
     if metric == "faith_pd":
         return output.faith_pd
