@@ -223,8 +223,8 @@ def _notes(stage: Stage, base: Stage | None) -> list[str]:
     lines = [f"{data['samples']} samples, {data['asvs']} ASVs, {data['reads']} reads: {files}"]
     folders = [which.record["config"]["output_dir"] for which in (base, stage) if which is not None]
     lines.append(f"run folders: {', '.join(folders)}; weights sha256 {stage.weights[:16]}")
-    if (pictures := Path(stage.record["config"]["output_dir"]) / REPORT).exists():
-        lines.append(f"pictures, and simple models on the same held-out samples: {pictures}")
+    if (figures := Path(stage.record["config"]["output_dir"]) / REPORT).exists():
+        lines.append(f"figures, and baselines on the same held-out samples: {figures}")
     notes = {"stage 1": base.record["notes"] if base else [], "stage 2": stage.record["notes"]}
     both = [note for note in notes["stage 1"] if note in notes["stage 2"]]
     lines += both

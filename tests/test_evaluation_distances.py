@@ -128,6 +128,7 @@ def test_another_table_is_scored_with_its_own_tree(run_here, run, elsewhere, tmp
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["samples"].endswith("samples of table.biom (zero-shot)")
+    assert any("(100.00% of the reads) are in no training sample" in note for note in found["notes"])
     other = plan_elsewhere(elsewhere, plan)
     ids = [s for s, reads in zip(other.dataset.sample_ids, other.dataset.depths, strict=True) if reads >= 200]
     truth = exact(other, ids, elsewhere / "tree.nwk")

@@ -25,6 +25,7 @@ from aam.evaluation.distances import FEWEST, DistanceEvaluation, score_groups
 from aam.predict import predict_samples, source_of
 from aam.predict.distances import distance_matrix
 from aam.predict.job import longest_read
+from aam.predict.table import what_is_new
 from aam.training.base_cache import encoder_of
 from aam.training.checkpoint import Checkpoint
 from aam.training.step import autocast_of
@@ -93,7 +94,12 @@ def evaluate_stage_1(config: EvaluateConfig, loaded: Checkpoint, record: dict[st
         rows=rows,
         column=config.study_column,
         caveats=_caveats(scored, record),
-        notes=[*scored.notes, *about_groups, *_about_scores(loaded)],
+        notes=[
+            *scored.notes,
+            *about_groups,
+            *_about_scores(loaded),
+            *what_is_new(scored.dataset, scored.sample_ids, record),
+        ],
     )
 
 

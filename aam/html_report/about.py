@@ -28,7 +28,7 @@ def subtitle_of(run: Run) -> str:
     """What the model does, in a sentence."""
     if run.target is None:
         return f"Learns, without labels, {_what_stage_1_learns(run)}. Run folder {run.folder}"
-    what = f"one of {len(run.target.classes)} classes" if run.target.classes else "a number"
+    what = f"classification, {len(run.target.classes)} classes" if run.target.classes else "regression"
     return f"Predicts the metadata column {run.target.column} ({what}) of a sample. Run folder {run.folder}"
 
 
@@ -68,7 +68,7 @@ def about(run: Run) -> Html:
     )
 
 
-_PARTS = (("samples to train on", "train"), ("to validate", "val"), ("kept back (test)", "test"))
+_PARTS = (("samples to train on", "train"), ("to validate", "val"), ("held out (test)", "test"))
 
 
 def _base(run: Run) -> str:
@@ -90,16 +90,16 @@ def _caveats(run: Run) -> list[str]:
         weights = run.best.ensemble.weights.by_name.items()
         shares = ", ".join(f"{name.replace('_', ' ')} {weight:.2f}" for name, weight in weights)
         lines.append(
-            f"Predictions are those of an ensemble ({shares}), weighed by samples that its members were not "
-            "fitted to; in the end these learned from the validation samples too, of which what is said here was "
-            "predicted before, without them. The curves, and the metrics of the best epoch, are those "
+            f"Predictions are those of an ensemble ({shares}), whose weights come from samples that its members were "
+            "not fitted to; in the end these learned from the validation samples too, whose predictions here were "
+            "made before, without them. The curves, and the metrics of the best epoch, are those "
             "of the network alone."
         )
     test = len(run.split("test"))
     if test:
-        lines.append(f"{test} test samples were kept back: this run neither trained nor chose its best epoch by them.")
+        lines.append(f"{test} test samples were held out: this run neither trained nor chose its best epoch by them.")
     else:
-        lines.append("No test samples were kept back (--test-fraction or --test-ids would keep some).")
+        lines.append("No test samples were held out (--test-fraction or --test-ids hold some out).")
     return lines
 
 

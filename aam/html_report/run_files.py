@@ -137,7 +137,7 @@ class Run:
 
     @cached_property
     def test(self) -> Scored | None:
-        """The samples that were kept back, those of them that can be scored; None where there are none."""
+        """The held-out samples, those of them that can be scored; None where there are none."""
         target = self.target
         assert target is not None
         known = set(target.classes) if target.classes else None

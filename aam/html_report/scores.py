@@ -1,4 +1,4 @@
-"""How well the target is predicted: validation samples, test samples, and simple models on the same ones."""
+"""How well the target is predicted: validation samples, test samples, and baselines on the same ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aam.report import METRIC_NAMES
 from aam.training.figures import shorten
 
 MOST_TRAINING_SAMPLES = 2000
-"""Training samples of the simple models: a report must not take long."""
+"""Training samples of the baselines: a report must not take long."""
 _BASELINES = {
     "mean": "always the mean of the training samples",
     "majority": "always the shares of the classes in training",
@@ -32,36 +32,36 @@ def predictions(run: Run) -> Html:
     """Predicted and true values of validation and test samples, apart from each other."""
     parts = [
         element("h3", f"Validation: {len(run.validation.sample_ids)} samples"),
-        paragraph(_said_of_validation(run)),
+        paragraph(_about_validation(run)),
         *_of_part(run.validation, BLUE),
     ]
     if run.test is not None:
         parts += [
-            element("h3", f"Test: {len(run.test.sample_ids)} samples that were kept back"),
+            element("h3", f"Test: {len(run.test.sample_ids)} held-out samples"),
             bullets(_left_out(run, run.test)),
             *_of_part(run.test, GREEN),
         ]
     elif kept := len(run.split("test")):
         parts += [
-            element("h3", f"Test: {kept} samples that were kept back"),
-            paragraph("Not shown: fewer than two of them have a value of the target that the model could say."),
+            element("h3", f"Test: {kept} held-out samples"),
+            paragraph("Not shown: fewer than two of them have a value of the target that the model could predict."),
         ]
     return join(parts)
 
 
-def _said_of_validation(run: Run) -> str:
+def _about_validation(run: Run) -> str:
     if run.best.ensemble is None:
         return "These samples chose the best epoch; nothing else was fitted to them."
     if run.best.ensemble.networks:
         return (
-            "What is shown of each of these samples was said by an ensemble whose members, its network too, were "
-            "fitted, chosen and weighed in folds without it. In the end they learned from these samples too, and the "
-            "run's own network, of which these chose the best epoch, speaks along."
+            "What is shown of each of these samples was predicted by an ensemble whose members, its network too, were "
+            "fitted, chosen and given their weights in folds without it. In the end they learned from these samples "
+            "too, and the run's own network, of which these chose the best epoch, is averaged with them."
         )
     return (
-        "These samples chose the best epoch, how much each member of the ensemble counts, how sure it may be of a "
-        "class, how far numbers are spread out and how many rounds of boosting it has: scores and calibration are a "
-        "little too good for that. The members learned from them afterwards."
+        "These samples chose the best epoch, the weights of the ensemble's members, the temperature of class "
+        "probabilities, the calibration slope of predicted numbers and the rounds of boosting: scores and calibration "
+        "are a little too good for that. The members learned from them afterwards."
     )
 
 
@@ -69,8 +69,8 @@ def _use_of_validation(run: Run) -> str:
     if run.best.ensemble is None:
         return "The validation samples chose the best epoch of this model, and nothing of theirs."
     return (
-        "The validation samples chose the best epoch of this model and, with what is said of the test samples, its "
-        "ensemble learned from them; the simple models have not met them."
+        "The validation samples chose the best epoch of this model and, in predictions of the test samples, its "
+        "ensemble learned from them; the baselines have not met them."
     )
 
 
@@ -112,11 +112,11 @@ def _of_intervals(scored: Scored) -> str:
 
 def _classes(scored: Scored) -> Iterator[Html]:
     classes, probabilities = scored.target.classes, scored.predicted
-    said, codes = probabilities.argmax(axis=1), np.arange(len(classes))
-    right, confidence = said == scored.truth, probabilities.max(axis=1)
-    bins = int(np.clip(len(said) // 15, 2, 8))
+    predicted, codes = probabilities.argmax(axis=1), np.arange(len(classes))
+    right, confidence = predicted == scored.truth, probabilities.max(axis=1)
+    bins = int(np.clip(len(predicted) // 15, 2, 8))
     accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=bins, strategy="quantile")
-    counts = confusion_matrix(scored.truth, said, labels=codes)
+    counts = confusion_matrix(scored.truth, predicted, labels=codes)
     yield grid(
         figure(confusion(counts, classes), "Samples by true and predicted class; darker is more of the true class."),
         figure(
@@ -126,7 +126,7 @@ def _classes(scored: Scored) -> Iterator[Html]:
         ),
     )
     zero: Any = 0  # the hints of scikit-learn say text
-    scores = precision_recall_fscore_support(scored.truth, said, labels=codes, zero_division=zero)
+    scores = precision_recall_fscore_support(scored.truth, predicted, labels=codes, zero_division=zero)
     rows = [
         (name, f"{n:.0f}", *(f"{value:.3f}" for value in values))
         for name, (*values, n) in zip(classes, np.array(scores).T, strict=True)
@@ -138,7 +138,7 @@ def _classes(scored: Scored) -> Iterator[Html]:
 
 
 def baselines(run: Run) -> Html:
-    """Scores of the model and of simple models, on the same samples."""
+    """Scores of the model and of baselines, on the same samples."""
     target = run.validation.target
     names = [name for name in baseline_names(classifier=bool(target.classes)) if name in _BASELINES]
     trained = [s for s in run.split("train") if s in run.truth]
@@ -151,7 +151,7 @@ def baselines(run: Run) -> Html:
     seed = run.record["config"]["loop"]["seed"]
     scores = {part: {"this model": scored.scores()} for part, scored in parts.items()}
     for name in names:
-        said = fit_predict(
+        predicted = fit_predict(
             name,
             train_x,
             train_y,
@@ -161,13 +161,13 @@ def baselines(run: Run) -> Html:
             seed=seed,
             jobs=-1,
         )
-        for (part, scored), values in zip(parts.items(), np.split(said, ends), strict=True):
+        for (part, scored), values in zip(parts.items(), np.split(predicted, ends), strict=True):
             scores[part][_BASELINES[name]] = scored.scores(values)
     how_many = f"all {len(trained)}" if len(chosen) == len(trained) else f"{len(chosen)}, drawn, of {len(trained)}"
     return join(
         [
             paragraph(
-                f"Simple models, not tuned, trained on {how_many} training samples, with all reads of a sample. "
+                f"Baselines, not tuned, trained on {how_many} training samples, with all reads of a sample. "
                 + _use_of_validation(run)
             ),
             *(_beside_each_other(part, len(parts[part].sample_ids), rows) for part, rows in scores.items()),

@@ -20,7 +20,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Run], Html], bool], ...] = (
     ("training", "Training", training, False),
     ("predictions", "Predicted and true", predictions, True),
     ("unifrac", "UniFrac", unifrac, False),
-    ("baselines", "Simple models", baselines, True),
+    ("baselines", "Baselines", baselines, True),
     ("asvs", "Important ASVs", importance, False),
     ("settings", "Settings", settings, False),
 )

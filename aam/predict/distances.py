@@ -24,7 +24,7 @@ METRIC_NAMES: dict[UnifracMetric, str] = {
     "weighted": "weighted UniFrac",
     "faith_pd": "Faith's PD",
 }
-BLOCK = 2**22
+BLOCK = 2**20
 """Distances of a block."""
 _DIGITS = np.array([list(f"{number:03d}".encode()) for number in range(1000)], dtype=np.uint8)
 _CELL = 9

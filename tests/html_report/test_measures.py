@@ -110,9 +110,7 @@ def test_distances_are_those_that_a_step_learns(first):
     for metric in ("unweighted", "weighted"):
         truth, predicted = distances(encoder, first.encoded, first.dataset.paths, metric)
         np.testing.assert_allclose(truth, getattr(batch, metric).numpy(), atol=1e-6)
-        np.testing.assert_allclose(
-            predicted[apart], predictions.unifrac[metric].numpy()[apart], rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(predicted[apart], predictions.unifrac[metric].numpy()[apart], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

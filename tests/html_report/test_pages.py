@@ -61,7 +61,7 @@ def test_the_figures_are_those_of_the_files(pages, stage_1, stage_2, hostile):
                 assert f"{value:.4g}" in page.text("training"), tag
         about = page.text("about")
         assert f"best epoch {best['epoch']:g} of 2" in about
-        for part, shown in (("train", "samples to train on"), ("val", "to validate"), ("test", "kept back (test)")):
+        for part, shown in (("train", "samples to train on"), ("val", "to validate"), ("test", "held out (test)")):
             assert f"{shown} {len(record['split'][part])} " in about
         assert all(note in about for note in record["notes"])
         assert str(record["config"]["loop"]["lr"]) in page.text("settings")
@@ -79,9 +79,7 @@ def test_test_samples_are_apart_and_scored_as_jobs_predict_scores_them(run_here,
     assert done.returncode == 0, done.stderr
     [error] = re.findall(r"\| mean absolute error \| (\S+) \|", (tmp_path / "r.md").read_text())
     samples = len(out.read_text().splitlines()) - 1
-    assert f"Test: {samples} samples that were kept back mean absolute error {error} " in pages["stage 2"].text(
-        "predictions"
-    )
+    assert f"Test: {samples} held-out samples mean absolute error {error} " in pages["stage 2"].text("predictions")
     table = pages["stage 2"].text("baselines").split(f"test, {samples} samples")[1]
     assert f"this model {error} " in table
     constant = re.search(r"mean absolute error \| \S+ \| (\S+) \|", (tmp_path / "r.md").read_text())
@@ -115,7 +113,7 @@ def test_what_is_too_little_to_show_is_said(stage_1, stage_2, tmp_path):
     (few / "run.json").write_text(json.dumps(record))
     run = Run.read(few, json.loads((stage_1 / "run.json").read_text()))
     assert "3 validation samples: too few for a figure" in unifrac(run)
-    assert "Test: 1 samples that were kept back" in predictions(run)
+    assert "Test: 1 held-out samples" in predictions(run)
     record["split"]["val"] = ["nobody"]
     (few / "run.json").write_text(json.dumps(record))
     assert "0 validation samples: too few" in unifrac(Run.read(few, run.base_record))
