@@ -58,6 +58,31 @@ def test_a_run_without_a_folder_gets_one_of_its_own(monkeypatch, tmp_path):
     assert parse(TrainConfig, []).output_dir.name.startswith("train-")
 
 
+@pytest.mark.parametrize("metrics", [["weighted"], ["faith_pd", "unweighted"], ["unweighted", "weighted", "faith_pd"]])
+def test_several_unifrac_metrics(tmp_path, metrics):
+    given = ["--output-dir", str(tmp_path), "--unifrac-metric", *metrics, "--asv-layers", "0", "--kmer", "4"]
+    config = parse(PretrainConfig, given)
+    assert config.loss.unifrac_metric == tuple(metrics)
+    assert (config.model.asv_layers, config.loss.nuc_weight) == (0, None)
+    assert parse(PretrainConfig, to_arguments(config)) == config
+    record = json.loads(json.dumps({"stage": "pretrain", "config": to_dict(config)}))
+    assert parse(PretrainConfig, flags_of(record)) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--unifrac-metric", "weighted", "weighted"], "--unifrac-metric must be one or more different ones"),
+        (["--unifrac-metric", "bray_curtis"], "unweighted"),
+        (["--kmer", "0", "--asv-layers", "0"], "--kmer 0 and --asv-layers 0 leave nothing to read"),
+    ],
+)
+def test_settings_of_stage_1_that_cannot_be(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(PretrainConfig, flags)
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("workers", ["0", "3:2", "1:2:3", "two", "-1"])
 def test_numbers_of_workers_that_cannot_be(workers, capsys):
     with pytest.raises(SystemExit):

@@ -58,20 +58,15 @@ def test_each_preset_trains_both_stages(name, synthetic_folder, tmp_path):
 
 def test_a_stage_takes_its_part_of_the_preset_and_flags_win(tmp_path):
     assert SMALL.settings("pretrain")["lr"] != float(DEFAULT_LR), "or the flag below would say nothing"
-    config = parse(PretrainConfig, ["--lr", DEFAULT_LR, "--preset=gut-small", "--asv-layers", "None"])
+    config = parse(PretrainConfig, ["--lr", DEFAULT_LR, "--preset=gut-small", "--dropout", "None"])
     assert config.preset == "gut-small"
-    assert (config.model.embedding_dim, config.loop.epochs) == (
-        SMALL.pretrain["embedding_dim"],
-        SMALL.pretrain["epochs"],
-    )
-    assert (config.loop.lr, config.model.asv_layers) == (1e-4, None), "as without a preset, because it was asked for"
+    assert (config.loop.batch_size, config.loop.epochs) == (SMALL.pretrain["batch_size"], SMALL.pretrain["epochs"])
+    assert (config.loop.lr, config.model.dropout) == (1e-4, None), "as without a preset, because it was asked for"
     assert parse(PretrainConfig, to_arguments(config)) == config
     stage_2 = parse(TrainConfig, ["--preset", "gut-small", "--pretrained", str(tmp_path)])
-    assert (stage_2.freeze_base, stage_2.loop.epochs, stage_2.model.embedding_dim) == (
-        True,
-        SMALL.train["epochs"],
-        None,
-    )
+    assert SMALL.train["epochs"] != SMALL.pretrain["epochs"]
+    assert (stage_2.freeze_base, stage_2.loop.epochs) == (True, SMALL.train["epochs"])
+    assert stage_2.loop.max_updates == SMALL.train.get("max_updates")
     assert parse(TrainConfig, to_arguments(stage_2)) == stage_2
     assert not parse(TrainConfig, ["--preset", "gut-small", "--no-freeze-base"]).freeze_base
 
@@ -84,8 +79,8 @@ def test_the_jobs_of_a_pipeline_get_what_is_given_and_below_it_the_preset(tmp_pa
     assert first.preset == second.preset == "gut-small"
     assert first.loop.lr == second.loop.lr == 1e-4
     assert (first.loop.epochs, second.loop.epochs) == (1000, SMALL.train["epochs"])
-    assert (first.loop.batch_size, second.loop.batch_size) == (32, 8)
-    assert (first.model.embedding_dim, second.loss.head_layers) == (64, 0)
+    assert (first.loop.batch_size, second.loop.batch_size) == (SMALL.pretrain["batch_size"], 8)
+    assert (first.model.dropout, second.model.dropout) == (SMALL.pretrain["dropout"], SMALL.train["dropout"])
     assert not second.freeze_base
     first, second = settings_of_stages(
         "--preset=gut-small", "--epochs=3", "--batch_size=4", "--output-dir", str(tmp_path)
@@ -99,10 +94,10 @@ def test_trials_and_the_command_that_follows_stage_1_have_it_too(tmp_path):
     sweep, others = parse_known(SweepConfig, ["--stage", "pretrain", "--lr", "1e-4", "1e-2", "--preset", "gut-small"])
     config = parse(PretrainConfig, [*others, "--output-dir", str(tmp_path)])
     assert sweep.lr == (1e-4, 1e-2)
-    assert config.loop.batch_size == 32
+    assert config.loop.epochs == SMALL.pretrain["epochs"]
     _, script, *arguments = shlex.split(train_command(config))
     assert script == "jobs/train.py"
-    assert parse(TrainConfig, arguments).loop.batch_size == 16
+    assert parse(TrainConfig, arguments).loop.epochs == SMALL.train["epochs"]
 
 
 def test_a_run_keeps_settings_and_name_and_is_resumed_and_repeated_by_the_settings(
@@ -116,10 +111,28 @@ def test_a_run_keeps_settings_and_name_and_is_resumed_and_repeated_by_the_settin
     repeated = parse(PretrainConfig, flags_of(record))
     assert repeated == replace(config, preset=None)
     check_resumable(record, repeated, tmp_path)
-    monkeypatch.setitem(PRESETS, "gut-small", replace(SMALL, pretrain={**SMALL.pretrain, "lr": 2e-3}))
+    monkeypatch.setitem(PRESETS, "gut-small", replace(SMALL, pretrain={**SMALL.pretrain, "lr": 7e-3}))
     assert parse(PretrainConfig, flags_of(record)) == repeated, "whatever becomes of the preset"
     with pytest.raises(ValueError, match="was started with other values of --lr;"):
         check_resumable(record, parse(PretrainConfig, [*flags, "--preset", "gut-small"]), tmp_path)
+
+
+def test_classes_have_settings_of_their_own(tmp_path):
+    lr, epochs = SMALL.classifier["lr"], SMALL.classifier["epochs"]
+    assert (lr, epochs) != (SMALL.train["lr"], SMALL.train["epochs"])
+    flags = ["--preset", "gut-small", "--pretrained", str(tmp_path), "--target", "site"]
+    config = parse(TrainConfig, [*flags, "--classifier"])
+    assert (config.loop.lr, config.loop.epochs) == (lr, epochs)
+    assert config.model.dropout == SMALL.train["dropout"], "where they have none, those of a number"
+    assert parse(TrainConfig, to_arguments(config)) == config
+    given = parse(TrainConfig, [*flags, "--classifier", "--epochs", "77"])
+    assert (given.loop.lr, given.loop.epochs) == (lr, 77)
+    assert parse(TrainConfig, to_arguments(given)) == given
+    first, second = settings_of_stages(
+        "--preset", "gut-small", "--output-dir", str(tmp_path), "--target", "site", "--classifier"
+    )
+    assert (second.loop.lr, second.loop.epochs) == (lr, epochs)
+    assert first.loop.lr == SMALL.pretrain["lr"]
 
 
 @pytest.mark.parametrize("script", ["pretrain.py", "train.py", "pipeline.py", "evaluate.py", "tune.py"])
