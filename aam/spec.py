@@ -53,6 +53,8 @@ def encoder_sizes(config: RunConfig, base: ModelSpec | None) -> EncoderSizes:
         kmer=_decide(model.kmer, None if had is None else had.kmer, 5, "kmer"),
         max_bp=_decide(config.data.max_bp, had and had.max_bp, DEFAULT_MAX_BP, "max-bp"),
     )
+    if not sizes.kmer and not sizes.asv_layers:
+        raise ValueError("--kmer 0 without a nucleotide stack leaves nothing to read: give --asv-layers 2, say")
     if sizes.embedding_dim % sizes.attention_heads:
         raise ValueError(
             f"--embedding-dim {sizes.embedding_dim} must be a multiple of --attention-heads {sizes.attention_heads}"
@@ -156,7 +158,5 @@ def estimate_unifrac(
             raise ValueError(
                 f"--unifrac-metric {metric}: it is {everything[0]:g} throughout the training samples: nothing to learn"
             )
-        learned.append(
-            UnifracTarget(metric=metric, mean=float(everything.mean()), variance=float(everything.var()))
-        )
+        learned.append(UnifracTarget(metric=metric, mean=float(everything.mean()), variance=float(everything.var())))
     return tuple(learned)
