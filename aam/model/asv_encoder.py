@@ -61,7 +61,7 @@ class KmerEncoder(nn.Module):
         frequencies = kmer_frequencies(tokens_UL, self.k)
         self.mean.copy_(frequencies.mean(dim=0))
         length = (frequencies - self.mean).square().sum(dim=1).mean().sqrt()
-        if length > 0:  # else all have the same k-mers
+        if length > 1e-4:  # else all have the same k-mers, to rounding
             self.scale.fill_(LENGTH / length.item())
 
 

@@ -259,6 +259,32 @@ def test_kmer_features_read_the_whole_sequence():
     assert plain.abs().amax(dim=1).min() > 1e-3
 
 
+def test_kmer_frequencies_are_centred_and_scaled_by_the_asvs_to_train_on():
+    encoder = make_model("encoder").asv_encoder.kmers
+    encoded = torch.from_numpy(tokens.encode(SEQUENCES)[0])
+    assert (encoder.mean == 0).all()
+    assert encoder.scale == 1
+    encoder.standardise(encoded)
+    found = (kmer_frequencies(encoded, encoder.k) - encoder.mean) * encoder.scale
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(4**encoder.k), rtol=0, atol=1e-5)
+    assert found.square().sum(dim=1).mean().sqrt().item() == pytest.approx(asv_encoder.LENGTH, rel=1e-5)
+    alike = torch.from_numpy(tokens.encode(SEQUENCES[:1] * 3)[0])
+    encoder = make_model("encoder").asv_encoder.kmers
+    encoder.standardise(alike)
+    assert encoder.scale == 1
+    assert encoder(alike).isfinite().all()
+
+
+def test_kmers_speak_louder_than_a_new_nucleotide_stack():
+    encoder, encoded = make_model("encoder").asv_encoder, torch.from_numpy(tokens.encode(SEQUENCES)[0])
+    encoder.kmers.standardise(encoded)
+    of_kmers, (together, _) = encoder.kmers(encoded), encoder(encoded)
+    of_stack = together - of_kmers
+    assert 0 < of_stack.std(dim=0).mean() < 0.2 * of_kmers.std(dim=0).mean()
+    alone, _ = make_model("encoder", kmer=0).asv_encoder(encoded)
+    assert alone.std(dim=1, correction=0).mean().item() == pytest.approx(1, abs=0.01)  # where there is nothing to drown, full size
+
+
 def test_without_kmers():
     model = make_model("encoder", kmer=0)
     assert not [name for name in model.state_dict() if "kmer" in name]
