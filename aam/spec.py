@@ -154,7 +154,7 @@ def estimate_unifrac(
     learned = []
     for metric in metrics:
         everything = np.concatenate(values[metric])
-        if everything.var() == 0:
+        if np.ptp(everything) == 0:
             raise ValueError(
                 f"--unifrac-metric {metric}: it is {everything[0]:g} throughout the training samples: nothing to learn"
             )

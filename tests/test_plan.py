@@ -445,6 +445,15 @@ def test_samples_all_alike_are_refused(synthetic_folder, metric):
         estimate_unifrac(plan.dataset, plan.split.train[:2], plan.spec.contract, (metric,))
 
 
+def test_one_faith_pd_for_all_is_refused_whatever_rounding_makes_of_its_variance(synthetic_folder):
+    plan = make_plan(pretrain_config(synthetic_folder, OUT))
+    contract = dataclasses.replace(plan.spec.contract, rarefy_depth=0)
+    assert len(plan.split.train) > 20
+    for sample in plan.split.train:
+        with pytest.raises(ValueError, match=r"--unifrac-metric faith_pd: it is .* nothing to learn"):
+            estimate_unifrac(plan.dataset, [sample] * 3, contract, ("faith_pd",))
+
+
 # Resuming
 
 

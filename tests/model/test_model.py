@@ -281,8 +281,9 @@ def test_kmers_speak_louder_than_a_new_nucleotide_stack():
     of_kmers, (together, _) = encoder.kmers(encoded), encoder(encoded)
     of_stack = together - of_kmers
     assert 0 < of_stack.std(dim=0).mean() < 0.2 * of_kmers.std(dim=0).mean()
+    # Where there is nothing to drown, it has its full size.
     alone, _ = make_model("encoder", kmer=0).asv_encoder(encoded)
-    assert alone.std(dim=1, correction=0).mean().item() == pytest.approx(1, abs=0.01)  # where there is nothing to drown, full size
+    assert alone.std(dim=1, correction=0).mean().item() == pytest.approx(1, abs=0.01)
 
 
 def test_without_kmers():
