@@ -65,7 +65,7 @@ def unifrac(run: Run) -> Html:
         else:
             truth, predicted = distances(encoder, encoded, dataset.paths, learned.metric)
             parts += _of_distances(learned.metric, truth, predicted)
-            parts += _figures(run, dataset, ids, truth, predicted)
+            parts += _figures(run, dataset, ids, METRIC_NAMES[learned.metric], truth, predicted)
     return join([paragraph(f"Of {which}, by pairs where it is a distance. {reason}"), *parts])
 
 
@@ -172,43 +172,46 @@ def principal_coordinates(matrix: np.ndarray) -> Axes:
 
 
 def _figures(
-    run: Run, dataset: PreparedDataset, ids: list[str], truth: np.ndarray, predicted: np.ndarray
+    run: Run, dataset: PreparedDataset, ids: list[str], metric: str, truth: np.ndarray, predicted: np.ndarray
 ) -> list[Html]:
+    """Samples on the principal coordinates of true and predicted distances, beside each other."""
     true_axes, predicted_axes = principal_coordinates(truth), principal_coordinates(predicted)
     # An axis has no direction of its own: turn those of the prediction the way of the true ones.
     turn = np.sign((true_axes.points * predicted_axes.points).sum(axis=0))
     turned = predicted_axes.points * np.where(turn == 0, 1, turn)
-    colours, said = _colours(run, dataset, ids, truth)
+    colours, about = _colours(run, dataset, ids, truth)
     shown = []
     for name, values in colours.items():
         of = f", coloured by {name}" if name else ""
         shown.append(
             grid(
-                figure(ordination(true_axes.points, true_axes.shares, values, name), f"True UniFrac{of}."),
-                figure(ordination(turned, predicted_axes.shares, values, name), f"Predicted UniFrac{of}."),
+                figure(ordination(true_axes.points, true_axes.shares, values, name), f"True {metric}{of}."),
+                figure(ordination(turned, predicted_axes.shares, values, name), f"Predicted {metric}{of}."),
                 class_="pair",
             )
         )
-    return [paragraph(said), *shown]
+    mantel = score_matrices(truth, predicted).get("mantel")
+    alike = "" if mantel is None else f" Mantel's correlation of the true and the predicted distances is {mantel:.3f}."
+    return [element("h4", "Samples on principal coordinates"), paragraph(f"{about}{alike}"), *shown]
 
 
 def _colours(
     run: Run, dataset: PreparedDataset, ids: list[str], truth: np.ndarray
 ) -> tuple[dict[str, np.ndarray | None], str]:
     """What to colour the samples by, by name; and how it was chosen."""
-    said = "In brackets, the share of the variation that an axis explains."
+    about = "In brackets, the share of the variation that an axis explains."
     if run.target is not None:
         values = [run.truth.get(sample) for sample in ids]
         coded = _few_classes(values) if run.target.classes else np.array(values, dtype=np.float64)
-        return {run.target.column: coded}, said
+        return {run.target.column: coded}, about
     if dataset.metadata is None:
-        return {"": None}, f"{said} No colours: the run was given no --metadata."
+        return {"": None}, f"{about} No colours: the run was given no --metadata."
     found = choose_columns(dataset.metadata.reindex(ids), truth)
     if not found:
-        return {"": None}, f"{said} No column of the metadata is fit for colours."
+        return {"": None}, f"{about} No column of the metadata is fit for colours."
     shares = ", ".join(f"{name} {share:.1%}" for name, (share, _) in found.items())
     return {name: values for name, (_, values) in found.items()}, (
-        f"{said} Coloured by the columns that go along best with the true distances (adjusted R² of the squared "
+        f"{about} Coloured by the columns that go along best with the true distances (adjusted R² of the squared "
         f"distances: {shares}); chosen for that, they prove nothing."
     )
 
