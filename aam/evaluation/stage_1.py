@@ -6,7 +6,6 @@ The samples are the run's own test samples, or those of another table (zero-shot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,15 +106,16 @@ def _choose(config: EvaluateConfig, loaded: Checkpoint, record: dict[str, Any]) 
     """Prepare the table with its tree, and choose the samples."""
     data = _sources(config, record)
     assert data.table is not None
-    hashes = {name: None if path is None else content_hash(path) for name, path in _told_apart(data).items()}
-    is_own = all(record["dataset"]["sha256"].get(name) == digest for name, digest in hashes.items())
+    sources = {"table": data.table, "sequences": data.sequences}
+    hashes = {name: content_hash(path) for name, path in sources.items() if path is not None}
+    is_own = all(record["dataset"]["sha256"].get(name) == hashes.get(name) for name in sources)
     if not is_own and config.data.tree is None:
         raise ValueError(f"--table {data.table}: is not that of the run; give its --tree, for exact UniFrac")
     dataset = prepare(data, max_bp=longest_read(loaded), use_tree=True)
     wanted = _wanted(config, dataset, record, is_own=is_own)
     depth = loaded.spec.contract.rarefy_depth
-    lost = [s for s in wanted if s not in dataset.row or dataset.depths[dataset.row[s]] < depth]
-    ids = [sample for sample in wanted if sample not in {*lost}]
+    deep = {s for s, reads in zip(dataset.sample_ids, dataset.depths, strict=True) if reads >= depth}
+    ids, lost = [s for s in wanted if s in deep], [s for s in wanted if s not in deep]
     if len(ids) < FEWEST:
         raise ValueError(
             f"{data.table}: {len(ids)} of {len(wanted)} samples can be scored, needed: {FEWEST}; the others are not in "
@@ -133,24 +133,22 @@ def _choose(config: EvaluateConfig, loaded: Checkpoint, record: dict[str, Any]) 
     return _Scored(dataset=dataset, sample_ids=ids, what=what, is_own=is_own, notes=notes)
 
 
-def _told_apart(data: DataConfig) -> dict[str, Path | None]:
-    return {"table": data.table, "sequences": data.sequences}
-
-
 def _sources(config: EvaluateConfig, record: dict[str, Any]) -> DataConfig:
     """What was given; without a table, or with that of the run, the rest is the run's."""
-    given, sha256 = config.data, record["dataset"]["sha256"]
+    given, missing = config.data, config.data.max_missing_from_tree
     own = {name: source_of(record, name) for name in ("table", "tree", "metadata", "sequences")}
     if given.table is not None:
-        is_own = content_hash(given.table) == sha256["table"]
+        is_own = content_hash(given.table) == record["dataset"]["sha256"]["table"]
         own = {**own, "table": given.table} if is_own else dict.fromkeys(own)
+    if given.tree is None:  # what the run allowed of its own tree
+        missing = max(missing, record["config"]["data"]["max_missing_from_tree"])
     return DataConfig(
         table=given.table or own["table"],
         tree=given.tree or own["tree"],
         metadata=given.metadata or own["metadata"],
         sequences=given.sequences or own["sequences"],
         cache_dir=given.cache_dir,
-        max_missing_from_tree=given.max_missing_from_tree,
+        max_missing_from_tree=missing,
     )
 
 
