@@ -118,17 +118,17 @@ def measure_workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]
     finally:
         for setup in setups:
             setup.close()
-    found = summarize_workers(times, options.samples)
+    result = summarize_workers(times, options.samples)
     parameters = count_parameters(plan)
-    found |= {"seconds": times, "parameters": parameters, "gradient_mb": FLOAT * parameters / 1e6}
+    result |= {"seconds": times, "parameters": parameters, "gradient_mb": FLOAT * parameters / 1e6}
     print(f"{'':22} {'samples/s':>10}")
-    for name, rate in found["samples_per_s"].items():
+    for name, rate in result["samples_per_s"].items():
         print(f"{name:22} {rate:10.2f}")
     print(
-        f"two workers to one: {found['speedup']:.2f} x (two apart: {found['ceiling']:.2f} x); "
-        f"all-reduce of {found['gradient_mb']:.1f} MB: {found['all_reduce_share']:.1%} of a step"
+        f"two workers to one: {result['speedup']:.2f} x (two apart: {result['ceiling']:.2f} x); "
+        f"all-reduce of {result['gradient_mb']:.1f} MB: {result['all_reduce_share']:.1%} of a step"
     )
-    return found
+    return result
 
 
 def _apart(one: SetUp, other: SetUp) -> float:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from aam.config import DataConfig, ModelConfig, PretrainConfig
+from aam.config import DataConfig, ModelConfig, PretrainConfig, PretrainLossConfig
 from aam.data import synthetic
-from aam.data.batches import BatchPlan, build_batch
-from aam.data.unifrac import unweighted_unifrac
+from aam.data.batches import BatchPlan, build_batch, exact_unifrac, make_up_samples
+from aam.data.draw import generator
 from aam.plan import make_plan
 from benchmarks.runs import FLOAT, count_parameters, data_of
 
@@ -59,10 +59,10 @@ class Estimate:
     world: int
     gradient_mb: float
     """That a worker sends at an update, for the gradients."""
-    embedding_mb: float
-    """That a worker sends in a step, for the embeddings of all samples and their gradients."""
+    profile_mb: float
+    """That a worker sends in a step, for the profiles of all samples and their gradients."""
     gradient_ms: float
-    embedding_ms: float
+    profile_ms: float
     """Nothing hides these: the loss waits for the one, the encoder's backward pass for the other."""
     host_ms: float
     """To build a worker's share of a batch."""
@@ -81,13 +81,24 @@ def gradient_bytes(parameters: int, world: int) -> float:
     return 2 * (world - 1) / world * FLOAT * parameters
 
 
-def embedding_bytes(batch: int, width: int, world: int) -> float:
-    """Bytes that each worker of a ring sends for the embeddings of a step.
+def profile_bytes(samples: int, clades: int, metrics: int, world: int) -> float:
+    """Bytes that each worker of a ring sends for the profiles of a step.
 
     Forward, `collectives.all_gather_rows` gathers the rows of all; backward, it all-reduces the gradients of all rows.
+
+    Parameters
+    ----------
+    samples : int
+        Of each worker, made-up ones among them.
+    clades : int
+        Numbers of a sample for each metric: its presence in each clade, or its share.
+    metrics : int
+        Metrics of pairs: unweighted, weighted. Faith's PD is of each sample alone, and nothing is sent.
+    world : int
+        Workers.
     """
-    gathered = (world - 1) * batch * width * FLOAT
-    return gathered + 2 * (world - 1) / world * world * batch * width * FLOAT
+    own = metrics * samples * clades * FLOAT
+    return (world - 1) * own + 2 * (world - 1) / world * world * own
 
 
 def estimate(
@@ -95,7 +106,9 @@ def estimate(
     *,
     width: int,
     parameters: int,
-    batch: int,
+    samples: int,
+    clades: int,
+    metrics: int,
     step_ms: float,
     host_ms: float,
     loaders: int,
@@ -109,8 +122,8 @@ def estimate(
         Links.
     width, parameters : int
         Of the model.
-    batch : int
-        Samples of each worker.
+    samples, clades, metrics : int
+        See `profile_bytes`.
     step_ms, host_ms : float
         A GPU's step alone, and the time to build its batch.
     loaders : int
@@ -121,10 +134,10 @@ def estimate(
     size = FLOAT * parameters
     buckets = 1 + math.ceil(max(0, size - FIRST_BUCKET) / BUCKET)
     gradients = gradient_bytes(parameters, world)
-    embeddings = embedding_bytes(batch, width, world)
+    profiles = profile_bytes(samples, clades, metrics, world)
     gradient_ms = cluster.milliseconds(gradients, buckets, world)
-    embedding_ms = cluster.milliseconds(embeddings, 2, world)
-    others = embedding_ms + cluster.milliseconds(0, 1, world)  # whether to skip the update: one number
+    profile_ms = cluster.milliseconds(profiles, 2 * metrics, world)
+    others = profile_ms + cluster.milliseconds(0, 1, world)  # whether to skip the update: one number
     # The last bucket is ready only when the backward pass is over.
     exposed = max(gradient_ms / buckets, gradient_ms - BACKWARD_SHARE * step_ms)
     overlapped = step_ms + others + exposed
@@ -132,9 +145,9 @@ def estimate(
         width=width,
         world=world,
         gradient_mb=gradients / 1e6,
-        embedding_mb=embeddings / 1e6,
+        profile_mb=profiles / 1e6,
         gradient_ms=gradient_ms,
-        embedding_ms=embedding_ms,
+        profile_ms=profile_ms,
         host_ms=host_ms,
         serial=step_ms / (step_ms + others + gradient_ms),
         overlapped=step_ms / overlapped,
@@ -146,7 +159,10 @@ def estimate(
 def extrapolate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure `build_batch` as the workers grow in number, and work out the rest."""
     host = measure_host(options, folder)
-    print(f"build_batch, {options.gpu_batch} samples a worker, ms of the slower of first and last worker")
+    print(
+        f"build_batch, {options.gpu_batch} samples a worker and made-up ones beside them: ms of the slower of first "
+        "and last worker"
+    )
     print(f"{'workers':>8} {'batch':>6} {'all':>8} {'draws':>8} {'UniFrac':>8}")
     for world, times in host.items():
         shown = " ".join(f"{times[k]:8.1f}" for k in ("all", "draws", "unifrac"))
@@ -159,14 +175,16 @@ def extrapolate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     rows = []
     for width, step_ms in options.gpu_step_ms:
-        model = ModelConfig(embedding_dim=width, attention_heads=max(1, width // 32))
-        parameters = count_parameters(make_plan(PretrainConfig(data=data_of(options.data), model=model)))
+        plan = make_plan(_config(options, data_of(options.data), width))
+        parameters = count_parameters(plan)
         rows += [
             estimate(
                 cluster,
                 width=width,
                 parameters=parameters,
-                batch=options.gpu_batch,
+                samples=options.gpu_batch + round(plan.made_up_fraction * options.gpu_batch),
+                clades=options.clades,
+                metrics=sum(metric != "faith_pd" for metric in options.unifrac_metric),
                 step_ms=step_ms,
                 host_ms=host[world]["all"],
                 loaders=options.loader_workers,
@@ -174,8 +192,22 @@ def extrapolate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
             for world in WORLDS
         ]
-    print_estimates(rows, options)
+    if rows:
+        print_estimates(rows, options)
+    else:
+        print("no efficiency without a GPU's step: run gpu_step.py on one, and give --gpu-step-ms WIDTH=MS")
     return {"host_ms": host, "estimates": [asdict(row) for row in rows]}
+
+
+def _config(options: argparse.Namespace, data: DataConfig, width: int) -> PretrainConfig:
+    model = ModelConfig(
+        embedding_dim=width,
+        attention_heads=max(1, width // 32),
+        clades=options.clades,
+        asv_layers=options.asv_layers,
+    )
+    loss = PretrainLossConfig(unifrac_metric=tuple(options.unifrac_metric))
+    return PretrainConfig(data=data, model=model, loss=loss)
 
 
 def print_estimates(rows: list[Estimate], options: argparse.Namespace) -> None:
@@ -187,32 +219,31 @@ def print_estimates(rows: list[Estimate], options: argparse.Namespace) -> None:
         f"{options.loader_workers} loader workers"
     )
     print(
-        f"{'D':>4} {'workers':>8} {'grad MB':>8} {'ms':>6} {'emb MB':>7} {'ms':>6} {'host ms':>8}"
+        f"{'D':>4} {'workers':>8} {'grad MB':>8} {'ms':>6} {'prof MB':>8} {'ms':>6} {'host ms':>8}"
         f" {'series':>7} {'overlap':>8} {'+ host':>7} {'+ load':>7}"
     )
     for row in rows:
         print(
-            f"{row.width:4} {row.world:8} {row.gradient_mb:8.1f} {row.gradient_ms:6.2f} {row.embedding_mb:7.2f} "
-            f"{row.embedding_ms:6.2f} {row.host_ms:8.1f} {row.serial:7.0%} {row.overlapped:8.0%} "
+            f"{row.width:4} {row.world:8} {row.gradient_mb:8.1f} {row.gradient_ms:6.2f} {row.profile_mb:8.2f} "
+            f"{row.profile_ms:6.2f} {row.host_ms:8.1f} {row.serial:7.0%} {row.overlapped:8.0%} "
             f"{row.with_host:7.0%} {row.with_loaders:7.0%}"
         )
 
 
 def measure_host(options: argparse.Namespace, folder: Path) -> dict[int, dict[str, float]]:
     """Milliseconds to build a worker's share of a batch, by the number of workers; each worker draws all samples."""
-    config = PretrainConfig(data=data_of(options.data))
+    data = data_of(options.data)
     if options.data is None:
         study = synthetic.ensure(folder / "study", STUDY)
-        config = PretrainConfig(
-            data=DataConfig(table=study / "table.biom", tree=study / "tree.nwk", cache_dir=folder / "cache")
-        )
-    plan = make_plan(config)
+        data = DataConfig(table=study / "table.biom", tree=study / "tree.nwk", cache_dir=folder / "cache")
+    plan = make_plan(_config(options, data, options.embedding_dim))
     batches = BatchPlan(
         dataset=plan.dataset,
         sample_ids=plan.split.train,
         contract=plan.spec.contract,
         batch_size=options.gpu_batch,
-        unifrac=True,
+        unifrac=tuple(options.unifrac_metric),
+        made_up_fraction=plan.made_up_fraction,
         mask_fraction=plan.mask_fraction,
     )
     rounds: dict[int, list[dict[str, float]]] = {world: [] for world in WORLDS}
@@ -241,6 +272,8 @@ def _time_batch(plan: BatchPlan, size: int, world: int, epoch: int) -> dict[str,
         seconds.append(perf_counter() - started)
     started = perf_counter()
     draws = [plan.draw(plan.sample_ids[int(p)], epoch) for p in positions]
+    draws += make_up_samples(draws, round(plan.made_up_fraction * size), generator(plan.contract.seed, epoch))
     drawn = perf_counter()
-    unweighted_unifrac([asvs for asvs, _ in draws], plan.dataset.paths, rows=slice(0, size // world))
+    for metric in plan.unifrac:
+        exact_unifrac(metric, draws, plan.dataset.paths, slice(0, len(draws) // world))
     return {"all": max(seconds), "draws": drawn - started, "unifrac": perf_counter() - drawn}

@@ -53,17 +53,17 @@ def measure_ray(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(
                 f"{name} {number}  epochs {' '.join(f'{s:.2f}' for s in epochs[name][2 - len(rows) :])} s", flush=True
             )
-    found = summarize_ray(epochs, training, saving)
-    found |= {"epoch_s": epochs, "training_s": training, "job_s": jobs, "losses": losses}
-    found["same_losses"] = all(run == losses[0] for run in losses)
+    result = summarize_ray(epochs, training, saving)
+    result |= {"epoch_s": epochs, "training_s": training, "job_s": jobs, "losses": losses}
+    result["same_losses"] = all(run == losses[0] for run in losses)
     print(
-        f"epoch: {found['bare_s']:.2f} s bare ({found['bare_unsaved_s']:.2f} s without its checkpoint), "
-        f"{found['ray_s']:.2f} s on Ray: {found['overhead']:+.1%}, {found['training_overhead_s']:+.2f} s in the "
-        f"training part and {found['other_overhead_s']:+.2f} s outside; losses "
-        f"{'the same' if found['same_losses'] else 'DIFFER'}\n"
+        f"epoch: {result['bare_s']:.2f} s bare ({result['bare_unsaved_s']:.2f} s without its checkpoint), "
+        f"{result['ray_s']:.2f} s on Ray: {result['overhead']:+.1%}, {result['training_overhead_s']:+.2f} s in the "
+        f"training part and {result['other_overhead_s']:+.2f} s outside; losses "
+        f"{'the same' if result['same_losses'] else 'DIFFER'}\n"
         f"run, from start to end: {median(jobs['bare']):.1f} s bare, {median(jobs['ray']):.1f} s with Ray's own start"
     )
-    return found
+    return result
 
 
 def _bare_run(pipe: Connection, config: PretrainConfig) -> None:

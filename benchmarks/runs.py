@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from aam.config import DataConfig, LoopConfig, ModelConfig, PretrainConfig, RayConfig
+from aam.config import DataConfig, LoopConfig, ModelConfig, PretrainConfig, PretrainLossConfig, RayConfig
 from aam.plan import RunPlan, make_plan
 
 CPU = torch.device("cpu")
 FLOAT = 4
-"""Bytes of a number that is sent: gradients and embeddings are float32, whatever the arithmetic."""
+"""Bytes of a number that is sent: gradients and profiles are float32, whatever the precision."""
 
 
 def make_config(options: argparse.Namespace, folder: Path, *, validation: int, epochs: int) -> PretrainConfig:
@@ -28,7 +28,8 @@ def make_config(options: argparse.Namespace, folder: Path, *, validation: int, e
     base = PretrainConfig(
         output_dir=folder / "run",
         data=data,
-        model=ModelConfig(embedding_dim=options.embedding_dim, attention_layers=options.attention_layers),
+        model=ModelConfig(embedding_dim=options.embedding_dim, clades=options.clades, asv_layers=options.asv_layers),
+        loss=PretrainLossConfig(unifrac_metric=tuple(options.unifrac_metric)),
         loop=LoopConfig(batch_size=options.per_worker, epochs=epochs, patience=epochs),
         ray=RayConfig(num_workers=1, cpus_per_worker=1, use_gpu=False),
     )

@@ -4,12 +4,13 @@
 
 1. `workers`: samples/s of stage 1's training epochs (batches, forward, backward with DDP's all-reduce, update) by two
    worker processes of a thread each, against one, at the same samples per worker. A sample counts once, although in a
-   batch twice as large it has twice as many UniFrac pairs. Beside them, what the machine itself allows: two processes
-   that do not know of each other, and the two workers without the all-reduce of their gradients.
+   batch twice as large it has twice as many UniFrac pairs; made-up samples do not count. Beside them, what the machine
+   itself allows: two processes that do not know of each other, and the two workers without the all-reduce of their
+   gradients.
 2. `ray`: the same run, one worker of one thread, in a plain process and as the jobs have it on Ray. An epoch is from
    its record to the next one's in TensorBoard: training, validation, checkpoint, report.
-3. `paper`: bytes that each worker sends at an update, milliseconds of `build_batch`, and the efficiency that follows
-   from these, a link's speed and a GPU's step.
+3. `paper`: bytes that each worker sends at an update (gradients, and profiles of clades), milliseconds of
+   `build_batch`, and the efficiency that follows from these, a link's speed and a GPU's step (--gpu-step-ms).
 
 Set-ups take turns in each round, and what is printed are medians; all loops are `aam.training.loop.fit`.
 """
@@ -48,7 +49,7 @@ def main() -> None:
         print(
             f"WARNING: other processes run here (load {load:.1f}): figures of a shared machine mean little", flush=True
         )
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "load": load,
         "cores": os.cpu_count(),
         "options": {k: str(v) for k, v in vars(options).items()},
@@ -60,11 +61,11 @@ def main() -> None:
             started = perf_counter()
             folder = Path(scratch) / part
             folder.mkdir()
-            found[part] = measures[part](options, folder)
-            found[part]["took_s"] = round(perf_counter() - started, 1)
-            print(f"-- {part}: {found[part]['took_s']} s\n", flush=True)
+            result[part] = measures[part](options, folder)
+            result[part]["took_s"] = round(perf_counter() - started, 1)
+            print(f"-- {part}: {result[part]['took_s']} s\n", flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(result, indent=1))
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -75,9 +76,13 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--rounds", type=int, default=5, help="of workers, an epoch of each set-up; of build_batch")
     parser.add_argument("--per-worker", type=int, default=8, help="samples of a step on each worker")
-    parser.add_argument("--samples", type=int, default=48, help="training samples of an epoch")
-    parser.add_argument("--embedding-dim", type=int, default=64)
-    parser.add_argument("--attention-layers", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=144, help="training samples of an epoch")
+    parser.add_argument("--embedding-dim", type=int, default=128)
+    parser.add_argument("--asv-layers", type=int, default=0, help="of the nucleotide stack; 0: k-mers alone")
+    parser.add_argument("--clades", type=int, default=512)
+    parser.add_argument(
+        "--unifrac-metric", nargs="+", choices=("unweighted", "weighted", "faith_pd"), default=["unweighted"]
+    )
     parser.add_argument("--ray-rounds", type=int, default=2, help="runs of each kind")
     parser.add_argument("--ray-epochs", type=int, default=6, help="of a run; the first two are not counted")
     parser.add_argument("--gpu-batch", type=int, default=32, help="samples of a step on each GPU")
@@ -85,9 +90,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--gpu-step-ms",
         nargs="+",
         type=_width_and_time,
-        default=[(128, 20.0), (768, 57.0)],
+        default=[],
         metavar="WIDTH=MS",
-        help="step of such a batch on one GPU, by the width of the model (defaults: gpu_step.py on an H100, bf16)",
+        help="step of such a batch on one GPU, by the width of the model, as gpu_step.py measures it; without it, no "
+        "efficiency is worked out",
     )
     parser.add_argument("--link-gbit", type=float, default=100.0, help="Gbit/s of a node's network, one way")
     parser.add_argument("--nvlink-gbit", type=float, default=2400.0, help="Gbit/s of a GPU within its node, one way")

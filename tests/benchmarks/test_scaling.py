@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.many_workers import summarize_workers
-from benchmarks.on_paper import Cluster, embedding_bytes, estimate, gradient_bytes
+from benchmarks.on_paper import Cluster, estimate, gradient_bytes, profile_bytes
 from benchmarks.ray_overhead import summarize_ray
 from benchmarks.scaling import parse_options
 
@@ -19,13 +19,16 @@ CLUSTER = Cluster(link_gbit=8, nvlink_gbit=80, gpus_per_node=8, latency_us=0)
 
 
 def of(world: int, **changed):
-    settings = {"width": 128, "parameters": 2_500_000, "batch": 32, "step_ms": 20.0, "host_ms": 0.0, "loaders": 0}
+    settings = {
+        "width": 128, "parameters": 2_500_000, "samples": 32, "clades": 128, "metrics": 1, "step_ms": 20.0,
+        "host_ms": 0.0, "loaders": 0,
+    }  # fmt: skip
     return estimate(CLUSTER, world=world, **{**settings, **changed})
 
 
 def test_a_single_worker_sends_nothing_and_waits_for_nothing():
     alone = of(1)
-    assert (alone.gradient_mb, alone.embedding_mb, alone.gradient_ms, alone.embedding_ms) == (0, 0, 0, 0)
+    assert (alone.gradient_mb, alone.profile_mb, alone.gradient_ms, alone.profile_ms) == (0, 0, 0, 0)
     assert alone.serial == alone.overlapped == alone.with_host == alone.with_loaders == 1
 
 
@@ -33,8 +36,10 @@ def test_bytes_are_those_of_rings():
     # By hand: two workers of one number each send a half there, and a half back.
     assert gradient_bytes(1, 2) == 4
     assert gradient_bytes(1000, 4) == 2 * 3 / 4 * 4000
-    # Three workers, 2 rows of 5 numbers each: the rows of the two others, then all 6 rows all-reduced.
-    assert embedding_bytes(2, 5, 3) == 2 * 2 * 5 * 4 + 2 * (2 / 3) * 6 * 5 * 4
+    # Three workers, 2 samples of 5 clades each: the rows of the two others, then all 6 rows all-reduced.
+    assert profile_bytes(2, 5, 1, 3) == 2 * 2 * 5 * 4 + 2 * (2 / 3) * 6 * 5 * 4
+    assert profile_bytes(2, 5, 2, 3) == 2 * profile_bytes(2, 5, 1, 3)
+    assert of(64, metrics=0).profile_ms == 0  # Faith's PD alone
 
 
 def test_links_within_a_node_are_its_own():
@@ -46,13 +51,13 @@ def test_links_within_a_node_are_its_own():
 
 
 def test_overlap_hides_what_the_backward_pass_is_long_enough_for():
-    # 10 MB twice, by 63/64: 19.7 ms in 2 buckets; 13.3 ms of backward pass; embeddings 1 MB there, 2 MB back.
+    # 10 MB twice, by 63/64: 19.7 ms in 2 buckets; 13.3 ms of backward pass; profiles 1 MB there, 2 MB back.
     many = of(64)
     assert many.gradient_ms == pytest.approx(19.6875)
-    assert many.serial == pytest.approx(20 / (20 + many.gradient_ms + many.embedding_ms))
-    assert many.overlapped == pytest.approx(20 / (20 + many.gradient_ms / 2 + many.embedding_ms))
+    assert many.serial == pytest.approx(20 / (20 + many.gradient_ms + many.profile_ms))
+    assert many.overlapped == pytest.approx(20 / (20 + many.gradient_ms / 2 + many.profile_ms))
     slow = of(64, parameters=25_000_000)
-    assert slow.overlapped == pytest.approx(20 / (20 + slow.gradient_ms - 40 / 3 + slow.embedding_ms))
+    assert slow.overlapped == pytest.approx(20 / (20 + slow.gradient_ms - 40 / 3 + slow.profile_ms))
     assert many.serial < many.overlapped < 1
 
 
@@ -87,7 +92,8 @@ def test_rays_share_is_what_it_adds_to_a_run_that_saves():
 def test_flags():
     options = parse_options(["--parts", "paper", "--gpu-step-ms", "256=30", "--data", "somewhere"])
     assert (options.parts, options.gpu_step_ms, options.data) == (["paper"], [(256, 30.0)], Path("somewhere"))
-    assert parse_options([]).rounds == 5
+    assert (parse_options([]).rounds, parse_options([]).asv_layers) == (5, 0)
+    assert parse_options(["--unifrac-metric", "weighted", "faith_pd"]).unifrac_metric == ["weighted", "faith_pd"]
     with pytest.raises(SystemExit):
         parse_options(["--samples", "9"])
 
