@@ -145,6 +145,11 @@ class DataContract:
     seed: int = 0
     """Seed of the rarefaction draws."""
 
+    @property
+    def is_random(self) -> bool:
+        """Whether two draws of a sample differ."""
+        return self.rarefy_depth > 0 or self.token_choice == "random"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -505,6 +510,9 @@ class PredictConfig:
     [default: that of the training, where no --table is given]"""
     sequences: Path | None = None
     """FASTA or .qza with the sequences, where the table's feature ids are hashes."""
+    prediction_draws: int = 1
+    """Rarefactions of each sample that a prediction is the mean of; with several, their standard deviation is written
+    beside it, as prediction_sd: of the number, or of the probability of the predicted class."""
     batch_size: int = 32
     """Samples at a time."""
     asv_chunk_size: int = 1024
@@ -533,6 +541,7 @@ class PredictConfig:
                 path is None or path.suffix in (".tsv", ".parquet"),
                 f"--{flag.replace('_', '-')} {path}: the name must end with .tsv or .parquet",
             )
+        _require(self.prediction_draws >= 1, "--prediction-draws must be at least 1")
         _require(self.batch_size >= 1, "--batch-size must be at least 1")
         _require(self.asv_chunk_size >= 1, "--asv-chunk-size must be at least 1")
         _require(self.sequences is None or self.table is not None, "--sequences needs --table beside it")

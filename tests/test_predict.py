@@ -20,6 +20,7 @@ from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.draw import FIXED_DRAW
 from aam.plan import make_plan
 from aam.predict import check_outputs, predict, write_result
+from aam.predict.samples import predict_samples
 from aam.predict.table import what_is_new
 from aam.training import checkpoint
 from aam.training.targets import Target
@@ -327,3 +328,29 @@ def test_samples_shallower_than_all_in_training_are_counted_where_all_reads_coun
     assert any("than any training or validation sample" in n for n in what_is_new(plan.dataset, order, record)) == (
         depth == 0
     )
+
+
+def test_several_draws_are_averaged_and_their_deviation_is_written(synthetic_folder, built_in_run, tmp_path):
+    folder, _ = built_in_run
+    loaded, table = checkpoint.load(folder / "best"), synthetic_folder / "table.biom"
+
+    def predictions(draws: int, name: str) -> pd.DataFrame:
+        asked = PredictConfig(checkpoint=str(folder), table=table, output=tmp_path / name, prediction_draws=draws)
+        write_result(asked, predict(asked, loaded))
+        return pd.read_csv(tmp_path / name, sep="\t", dtype={"SampleID": str}).set_index("SampleID")
+
+    one, several = predictions(1, "one.tsv"), predictions(5, "several.tsv")
+    assert list(one.columns) == ["prediction"]
+    assert list(several.columns) == ["prediction", "prediction_sd"]
+    assert (several["prediction_sd"] > 0).all()
+    ids = [*one.index]
+    data = make_plan(train_config(synthetic_folder, tmp_path / "plan")).dataset
+    of_draws = [predict_samples(loaded, data, ids, draw=draw, base_cache=False).target for draw in range(5)]
+    values = np.stack([loaded.spec.target.decode(outputs)[:, 0] for outputs in of_draws])
+    np.testing.assert_allclose(one["prediction"], values[0], rtol=1e-4)
+    np.testing.assert_allclose(several["prediction"], values.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(several["prediction_sd"], values.std(axis=0, ddof=1), rtol=1e-2, atol=1e-4)
+    every_read = replace(loaded, spec=replace(loaded.spec, contract=replace(loaded.spec.contract, rarefy_depth=0)))
+    asked = PredictConfig(checkpoint=str(folder), table=table, output=tmp_path / "p.tsv", prediction_draws=2)
+    with pytest.raises(ValueError, match="--prediction-draws 2: this model reads all reads"):
+        predict(asked, every_read)

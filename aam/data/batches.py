@@ -49,11 +49,13 @@ class BatchPlan:
     """float32 (transformed) or int64 (classes), by position in `sample_ids`."""
     fixed_rarefaction: bool = False
     """Whether all epochs see one draw of each sample, the one of validation; they still shuffle and mask anew."""
+    fixed_draw: int = 0
+    """Which of several draws that is, for predictions that are the mean over some."""
 
     def draw_epoch(self, epoch: int) -> int:
-        """Key of an epoch's draws: `FIXED_DRAW` where these are the same in all epochs."""
-        nothing_drawn = not self.contract.rarefy_depth and self.contract.token_choice != "random"
-        return FIXED_DRAW if self.fixed_rarefaction or nothing_drawn else epoch
+        """Key of an epoch's draws: `FIXED_DRAW`, or below it, where these are the same in all epochs."""
+        is_fixed = epoch == FIXED_DRAW or self.fixed_rarefaction or not self.contract.is_random
+        return FIXED_DRAW - self.fixed_draw if is_fixed else epoch
 
     def draw(self, sample_id: str, epoch: int) -> Draw:
         """What an epoch sees of a sample."""
@@ -89,7 +91,7 @@ class EpochBatches(torch.utils.data.Dataset):
     @property
     def has_fixed_draws(self) -> bool:
         """Whether a sample is the same here as in validation and prediction."""
-        return self.plan.draw_epoch(self.epoch) == FIXED_DRAW
+        return self.plan.draw_epoch(self.epoch) <= FIXED_DRAW
 
     def possible_asvs(self) -> np.ndarray:
         """ASVs, ascending, that this epoch, or one that draws like it, can show on any worker."""

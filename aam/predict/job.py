@@ -48,6 +48,9 @@ class Predictions:
     """Samples that could not be predicted, and why."""
     beside: np.ndarray | None = None
     """float64 [n, quantiles - 1]: the other quantiles (`Target.beside`), in own units; None where there are none."""
+    deviation: np.ndarray | None = None
+    """float64 [n]: standard deviation over rarefactions, of the number or of the predicted class's probability; None
+    for a single one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,11 @@ def predict(
         check_learned(loaded, config.distance_metric)
     if config.faith_pd is not None:
         check_learned(loaded, "faith_pd")
+    if config.prediction_draws > 1 and not contract.is_random:
+        raise ValueError(
+            f"--prediction-draws {config.prediction_draws}: this model reads all reads of a sample (--rarefy-depth 0), "
+            "so each draw would be the same; leave it out"
+        )
     dataset = prepare(sources(config, record), max_bp=longest_read(loaded), use_tree=False)
     notes = [note for note in dataset.manifest["notes"] if not note.startswith("metadata: ")]
     ids, skipped = [], {}
@@ -126,7 +134,8 @@ def predict(
     started = perf_counter()
     vectors = _encode(config, worker, ids, map_items)
     encoded = perf_counter()
-    outputs = _predict(worker, ids, vectors, map_items) if ids else None
+    draws = range(config.prediction_draws if target is not None and ids else min(1, len(ids)))
+    of_draws = [_predict(worker, ids, vectors, map_items, draw) for draw in draws]
     if ids:
         seconds = perf_counter() - encoded
         print(
@@ -135,15 +144,15 @@ def predict(
             flush=True,
         )
     predictions = None
-    if target is not None and outputs is not None:
-        predictions = _in_own_units(target, dataset, ids, outputs.target, skipped)
+    if target is not None and of_draws:
+        predictions = _in_own_units(target, dataset, ids, [outputs.target for outputs in of_draws], skipped)
     return PredictionResult(
         dataset=dataset,
         notes=notes,
         sample_ids=ids,
         skipped=skipped,
         predictions=predictions,
-        outputs=outputs,
+        outputs=of_draws[0] if of_draws else None,
         lengths=encoder_of(loaded.model).clades.lengths.detach().cpu().numpy(),
         asvs=vectors if config.asv_embeddings else None,
         about_embeddings=_about_embeddings(loaded),
@@ -169,7 +178,8 @@ def _encode(config: PredictConfig, worker: Worker, ids: list[str], map_items: Ma
         wanted = np.arange(len(dataset.lengths))
     else:
         plan = BatchPlan(dataset=dataset, sample_ids=ids, contract=contract, batch_size=config.batch_size)
-        wanted = EpochBatches(plan, FIXED_DRAW).possible_asvs()
+        epoch = FIXED_DRAW if config.prediction_draws == 1 else FIXED_DRAW + 1  # an epoch that draws anew: all ASVs
+        wanted = EpochBatches(plan, epoch).possible_asvs()
     cache = open_cache(
         worker.loaded, dataset, worker.autocast, chunk_size=config.asv_chunk_size, base_cache=config.base_cache
     )
@@ -183,13 +193,13 @@ def _encode(config: PredictConfig, worker: Worker, ids: list[str], map_items: Ma
     return cache.vectors.rows
 
 
-def _predict(worker: Worker, ids: list[str], vectors: np.ndarray, map_items: Map) -> SampleOutputs:
-    """Outputs for samples, in their order."""
+def _predict(worker: Worker, ids: list[str], vectors: np.ndarray, map_items: Map, draw: int) -> SampleOutputs:
+    """Outputs for samples, in their order, by one of their rarefactions."""
     size = SHARE * worker.batch_size
     shares = [ids[start : start + size] for start in range(0, len(ids), size)]
     outputs: dict[int, SampleOutputs] = {}
     with _bar(len(ids), "samples") as bar:
-        for number, of_share in map_items(Worker.predict, shares, vectors):
+        for number, of_share in map_items(Worker.predict, shares, vectors, draw):
             outputs[number] = of_share
             bar.update(len(shares[number]))
     return SampleOutputs.concatenate([outputs[number] for number in range(len(shares))])
@@ -211,16 +221,23 @@ def _bar(total: int, what: str) -> tqdm:
 
 
 def _in_own_units(
-    target: Target, dataset: PreparedDataset, ids: list[str], outputs: np.ndarray, skipped: dict[str, str]
+    target: Target, dataset: PreparedDataset, ids: list[str], of_draws: list[np.ndarray], skipped: dict[str, str]
 ) -> Predictions:
+    """Means over the draws of the outputs [n, O] of each, and their standard deviation where there are several."""
+    decode = class_probabilities if target.classes else target.decode
+    in_units = np.stack([decode(outputs) for outputs in of_draws])
+    mean_nO = in_units.mean(axis=0)
     probabilities, beside = None, None
     if target.classes:
-        probabilities = class_probabilities(outputs)
-        values = [target.classes[code] for code in probabilities.argmax(axis=1)]
+        probabilities, shown = mean_nO, mean_nO.argmax(axis=1)
+        values = [target.classes[code] for code in shown]
     else:
-        decoded = target.decode(outputs)
-        values = decoded[:, target.point].tolist()
-        beside = decoded[:, [*target.beside.values()]] if target.beside else None
+        shown = np.full(len(ids), target.point)
+        values = mean_nO[:, target.point].tolist()
+        beside = mean_nO[:, [*target.beside.values()]] if target.beside else None
+    deviation = None
+    if len(of_draws) > 1:
+        deviation = in_units.std(axis=0, ddof=1)[np.arange(len(ids)), shown]
     return Predictions(
         target=target,
         dataset=dataset,
@@ -229,6 +246,7 @@ def _in_own_units(
         probabilities=probabilities,
         skipped=skipped,
         beside=beside,
+        deviation=deviation,
     )
 
 

@@ -127,9 +127,14 @@ def write_predictions(found: Predictions, output: Path) -> str:
     elif found.probabilities is not None:
         _write(beside, ["SampleID", *found.target.classes], found.sample_ids, found.probabilities.tolist())
         lines.append(f"class probabilities: {beside}")
-    others = np.empty((len(found.values), 0)) if found.beside is None else found.beside
-    rows = [[value, *more] for value, more in zip(found.values, others.tolist(), strict=True)]
-    _write(output, ["SampleID", "prediction", *found.target.beside], found.sample_ids, rows)
+    nothing = np.empty((len(found.values), 0))
+    others = [nothing if found.beside is None else found.beside]
+    header = ["SampleID", "prediction", *found.target.beside]
+    if found.deviation is not None:
+        others.append(found.deviation[:, None])
+        header.append("prediction_sd")
+    rows = [[value, *more] for value, more in zip(found.values, np.hstack(others).tolist(), strict=True)]
+    _write(output, header, found.sample_ids, rows)
     if found.skipped:
         lines.append(_write_skipped(found.skipped, len(found.values), output))
     if had_predictions and not is_special(output):

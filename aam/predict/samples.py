@@ -83,6 +83,7 @@ def predict_samples(
     device: torch.device | None = None,
     autocast: torch.dtype | None = None,
     vectors: np.ndarray | None = None,
+    draw: int = 0,
 ) -> SampleOutputs:
     """Run a model on samples.
 
@@ -104,9 +105,17 @@ def predict_samples(
         Arithmetic of the forward pass.
     vectors : ndarray of float32 [ASVs, D], optional
         Of the dataset's ASVs, those of these samples at least; computed where they are not given.
+    draw : int
+        Which of several rarefactions; 0 is that of validation.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = BatchPlan(dataset=dataset, sample_ids=sample_ids, contract=loaded.spec.contract, batch_size=batch_size)
+    plan = BatchPlan(
+        dataset=dataset,
+        sample_ids=sample_ids,
+        contract=loaded.spec.contract,
+        batch_size=batch_size,
+        fixed_draw=draw,
+    )
     batches = EpochBatches(plan, FIXED_DRAW)
     if vectors is None:
         loaded.model.to(device).eval()
@@ -203,7 +212,7 @@ class Worker:
         encoder = encoder_of(self.loaded.model.to(self.device).eval())
         return encode_asvs(encoder, self.dataset, asvs, self.autocast)
 
-    def predict(self, sample_ids: Sequence[str], vectors: np.ndarray) -> SampleOutputs:
+    def predict(self, sample_ids: Sequence[str], vectors: np.ndarray, draw: int) -> SampleOutputs:
         """Outputs for samples, from the vectors of their ASVs; see `predict_samples`."""
         outputs = predict_samples(
             self.loaded,
@@ -213,6 +222,7 @@ class Worker:
             device=self.device,
             autocast=self.autocast,
             vectors=vectors,
+            draw=draw,
         )
         return outputs.only(self.kept)
 
