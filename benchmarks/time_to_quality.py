@@ -52,7 +52,7 @@ class Settings:
     seed: int | None = None
     """Seed of the run. [default: as in the preset]"""
     flags: str = ""
-    """More flags of jobs/pretrain.py, in quotes: --flags "--lr 1e-3"."""
+    """More flags of jobs/pretrain.py, in quotes, with an equals sign: --flags="--lr 1e-3"."""
     threads: int = 2
     """CPU threads."""
     json: Path | None = None
