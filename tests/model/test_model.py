@@ -275,7 +275,7 @@ def test_kmer_frequencies_are_centred_and_scaled_by_the_asvs_to_train_on():
     assert encoder(alike).isfinite().all()
 
 
-def test_kmers_speak_louder_than_a_new_nucleotide_stack():
+def test_a_new_nucleotide_stack_adds_little_to_the_kmers():
     encoder, encoded = make_model("encoder").asv_encoder, torch.from_numpy(tokens.encode(SEQUENCES)[0])
     encoder.kmers.standardise(encoded)
     of_kmers, (together, _) = encoder.kmers(encoded), encoder(encoded)
