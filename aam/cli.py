@@ -121,8 +121,9 @@ def _for_its_stages(config: Any, preset: presets.Preset, arguments: list[str]) -
     names = {argument.partition("=")[0][2:].replace("-", "_") for argument in arguments if argument.startswith("--")}
     given = names | {name.removeprefix("no_") for name in names}
     of_stages = {}
+    classifier = config.loss.classifier or "--classifier" in shlex.split(config.train_flags)
     for stage in presets.STAGE_OF.values():
-        settings = preset.settings(stage, classifier=config.loss.classifier)
+        settings = preset.settings(stage, classifier=classifier)
         below = {name: value for name, value in settings.items() if name not in given}
         of_stages[f"{stage}_flags"] = f"{shlex.join(flags(below))} {getattr(config, f'{stage}_flags')}".strip()
     return replace(config, **of_stages)

@@ -113,7 +113,7 @@ def run_job(ray_cluster):
 
 
 README_FLAGS = {
-    "jobs/pretrain.py": "--embedding-dim 16 --attention-heads 2 --clades 32 --kmer 3 --batch-size 8 "
+    "jobs/pretrain.py": "--embedding-dim 16 --attention-heads 2 --clades 32 --asv-layers 1 --kmer 3 --batch-size 8 "
     "--epochs 2 --lr 3e-3 --rarefy-depth 200 --no-report --metadata metadata.tsv --group-column subject",
     "jobs/train.py": "--batch-size 8 --epochs 1",
     "jobs/predict.py": "",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -119,15 +120,21 @@ def target_loss(heads_BHO: Tensor, batch: Batch, target: Target) -> LossTerm:
     return LossTerm(torch.stack([term.sum for term in terms]).mean(), terms[0].count)
 
 
+@lru_cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, sent there once: to send them for each step, the host would have to wait."""
+    return torch.tensor(values, device=device)
+
+
 def _head_loss(predicted_BO: Tensor, batch: Batch, target: Target) -> LossTerm:
     """Cross entropy, or huber, mse, mae or mean pinball loss of the transformed number."""
     assert batch.target is not None
     if target.classes:
-        weights = predicted_BO.new_tensor(target.class_weights) if target.class_weights else None
+        weights = _constant(target.class_weights, predicted_BO.device) if target.class_weights else None
         loss_B = F.cross_entropy(predicted_BO, batch.target, weight=weights, reduction="none")
         return LossTerm(loss_B.sum(), batch.global_size)
     if target.loss == "quantile":
-        quantile_O = predicted_BO.new_tensor(target.quantiles)
+        quantile_O = _constant(target.quantiles, predicted_BO.device)
         error_BO = batch.target[:, None] - predicted_BO
         loss_B = torch.maximum(quantile_O * error_BO, (quantile_O - 1) * error_BO).mean(dim=1)
     else:

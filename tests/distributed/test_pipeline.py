@@ -21,7 +21,7 @@ from aam.distributed.run import is_finished
 from aam.distributed.submission import Cluster, last_lines
 from conftest import ROOT
 
-TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
+TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--clades", "32", "--kmer", "3"]
 QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200", "--no-report"]
 HERE = Cluster(address="http://127.0.0.1:8265", uploads=False, is_own=False, gcs_address="127.0.0.1:6379")
 FAR = Cluster(address="http://head:8265", uploads=True, is_own=False)

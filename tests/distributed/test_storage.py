@@ -98,7 +98,7 @@ def test_files_on_s3(bucket, tmp_path, monkeypatch):
 def test_both_stages_from_s3(run_job, run_here, bucket, synthetic_folder, tmp_path):
     """Stage 1 is interrupted and resumed from S3 alone; stage 2 takes its best checkpoint from there."""
     table = ["--table", synthetic_folder / "table.biom", "--metadata", synthetic_folder / "metadata.tsv"]
-    tiny = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
+    tiny = ["--embedding-dim", "16", "--attention-heads", "2", "--clades", "32", "--kmer", "3"]
     quick = ["--batch-size", "8", "--lr", "3e-3", "--rarefy-depth", "200", "--no-report", "--storage-path", bucket]
     stage_1 = ["pretrain.py", *table, "--tree", synthetic_folder / "tree.nwk", *tiny, *quick, "--epochs", "15",
                "--output-dir", tmp_path / "stage1"]  # fmt: skip
@@ -125,7 +125,7 @@ def test_both_stages_from_s3(run_job, run_here, bucket, synthetic_folder, tmp_pa
     assert (best / "model.safetensors").read_bytes() == (
         tmp_path / "stage1" / "best" / "model.safetensors"
     ).read_bytes()
-    done = run_here("train.py", *table, "--target", "gradient", "--attention-layers", "1", *quick, "--epochs", "2",
+    done = run_here("train.py", *table, "--target", "gradient", "--clades", "32", *quick, "--epochs", "2",
                     "--pretrained", home, "--freeze-base", "--output-dir", tmp_path / "stage2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = run_record(join(bucket, "stage2"))

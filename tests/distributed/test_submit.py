@@ -16,7 +16,9 @@ from conftest import ROOT
 from runs import wait_for
 
 pytestmark = pytest.mark.slow
-QUICK = " --embedding-dim 16 --attention-heads 2 --attention-layers 1 --kmer 3 --batch-size 8 --epochs 2 --no-report"
+QUICK = (
+    " --embedding-dim 16 --attention-heads 2 --clades 32 --asv-layers 1 --kmer 3 --batch-size 8 --epochs 2 --no-report"
+)
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_a_sweep_that_was_killed_goes_on(run_job, run_here, synthetic_folder, tm
         "2",
     ]
     run = ["--table", synthetic_folder / "table.biom", "--tree", synthetic_folder / "tree.nwk", "--embedding-dim", "16",
-           "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3", "--batch-size", "8", "--epochs", "8",
+           "--attention-heads", "2", "--clades", "32", "--kmer", "3", "--batch-size", "8", "--epochs", "8",
            "--rarefy-depth", "200", "--num-workers", "2", "--output-dir", folder]  # fmt: skip
     script = [sys.executable, str(ROOT / "jobs" / "tune.py"), *sweep, *map(str, run)]
     driver = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

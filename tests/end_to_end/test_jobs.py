@@ -20,7 +20,7 @@ from aam.config import TrainConfig
 from conftest import ROOT
 from runs import fit_here, history
 
-TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--kmer", "3"]
+TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--clades", "32", "--kmer", "3"]
 QUICK = ["--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--rarefy-depth", "200", "--no-report"]
 
 
@@ -75,7 +75,7 @@ TWO_WORKERS = ["--num-workers", "2", "--cpus-per-worker", "1", "--max-failures",
 
 
 def stage_2(folder, stage_1, output_dir, *more):
-    settings = ["--attention-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--no-report"]
+    settings = ["--head-layers", "1", "--batch-size", "8", "--epochs", "2", "--lr", "3e-3", "--no-report"]
     return [*sources(folder), "--pretrained", stage_1, *settings, "--output-dir", output_dir, *more]
 
 

@@ -14,7 +14,7 @@ from aam.config import TrainConfig
 from conftest import ROOT
 from runs import fit_here
 
-TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--epochs", "1", "--lr", "1e-3"]
+TINY = ["--embedding-dim", "16", "--attention-heads", "2", "--clades", "32", "--epochs", "1", "--lr", "1e-3"]
 SMALL = [*TINY, "--no-report", "--batch-size", "32", "--token-limit", "32"]
 OWN_TABLE = ROOT / "data" / "fall_train_only_all_outdoor.biom"
 OWN_TREE = ROOT / "data" / "all-outdoors_sepp_tree.nwk"
@@ -42,11 +42,10 @@ def test_stage_1_on_a_study(ray_cluster, run_here, tmp_path, request):
     else:
         ibd = request.getfixturevalue("real_data") / "ibd"
         sources = ["--table", ibd / "table.biom", "--tree", ibd / "tree.nwk", *split(ibd)]
-    done = run_here("pretrain.py", *sources, *SMALL, "--output-dir", tmp_path / "run")
+    preset = ["--preset", "gut-small", "--max-updates", "150", "--no-report"]
+    done = run_here("pretrain.py", *sources, *preset, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    metrics = last_metrics(tmp_path / "run")
-    assert 0 < metrics["val/nuc_accuracy"] < 1
-    assert metrics["val/unifrac_mae"] < 0.2
+    assert last_metrics(tmp_path / "run")["val/unifrac_r2"] > 0.8
 
 
 @pytest.mark.parametrize(
