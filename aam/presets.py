@@ -39,11 +39,9 @@ _ALL = (
     Preset(
         name="gut-small",
         description="some hundred to a few thousand samples on two CPU cores: frozen base, ensemble, all reads",
-        shared={"precision": "fastest"},
         pretrain={
             "batch_size": 32,
             "lr": 2e-3,
-            "dropout": 0.05,
             "epochs": 100,
             "max_updates": 500,  # half a minute of a core for ibd, a minute for pmi
         },
@@ -53,7 +51,6 @@ _ALL = (
             "rarefy_depth": 0,
             "batch_size": 32,
             "lr": 1e-3,
-            "dropout": 0.3,
             "epochs": 60,
             "target_loss": "mae",
             "class_weights": "balanced",

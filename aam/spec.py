@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aam.config import (
+    DEFAULT_HEAD_DROPOUT,
     DEFAULT_MAX_BP,
     DEFAULT_RAREFY_DEPTH,
     DEFAULT_TOKEN_LIMIT,
@@ -90,7 +91,7 @@ def predictor_spec(
         )
     predictor = PredictorSizes(
         attention_layers=loss.head_layers,
-        dropout=spec.encoder.dropout,
+        dropout=_decide(config.model.dropout, None, DEFAULT_HEAD_DROPOUT),
         outputs=target.outputs,
         count_head=config.count_weight > 0,
         known_asvs=loss.known_asvs,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from aam.model.cpu import Dropout
 from aam.model.layers import AttentionPool, Transformer
 from aam.model.sizes import EncoderSizes
 
@@ -30,18 +29,16 @@ class KmerEncoder(nn.Module):
         Length of the k-mers.
     dim : int
         D.
-    dropout : float
-        Of the hidden layer.
     """
 
-    def __init__(self, k: int, dim: int, dropout: float) -> None:
+    def __init__(self, k: int, dim: int) -> None:
         super().__init__()
         self.k = k
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(4**k))
         self.register_buffer("scale", torch.ones(()))
-        self.mlp = nn.Sequential(nn.Linear(4**k, dim), nn.GELU(), Dropout(dropout), nn.LayerNorm(dim))
+        self.mlp = nn.Sequential(nn.Linear(4**k, dim), nn.GELU(), nn.LayerNorm(dim))
 
     def forward(self, tokens_UL: Tensor) -> Tensor:
         """Vectors [U, D] of ASVs from their tokens."""
@@ -80,7 +77,7 @@ class ASVEncoder(nn.Module):
         assert sizes.kmer or sizes.asv_layers, "nothing to read"
         self.after_chunk: Callable[[], None] | None = None
         """Called after each chunk of ASVs: to hand GPU memory back, say."""
-        self.kmers = KmerEncoder(sizes.kmer, dim, sizes.dropout) if sizes.kmer else None
+        self.kmers = KmerEncoder(sizes.kmer, dim) if sizes.kmer else None
         self.nucleotides = NucleotideEncoder(sizes) if sizes.asv_layers else None
         if self.kmers is not None and self.nucleotides is not None:
             # New nucleotide vectors tell little of an ASV, and at full size they drown what its k-mers tell.

@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aam.model.cpu import Dropout
-
 CELLS = 2**25
 """Numbers that an intermediate tensor may have: 128 MiB of them."""
 STEEPNESS = 2.0
@@ -44,20 +42,20 @@ class Profiles:
 class Clades(nn.Module):
     """Memberships of ASVs in soft clades, profiles of samples, lengths of the clades.
 
+    There is no dropout: of memberships with noise, the largest of hundreds is always too large (NOTES.md).
+
     Parameters
     ----------
     dim : int
         D, width of the ASV vectors.
     clades : int
         P.
-    dropout : float
-        Inside the network that makes memberships of vectors.
     """
 
-    def __init__(self, dim: int, clades: int, dropout: float) -> None:
+    def __init__(self, dim: int, clades: int) -> None:
         super().__init__()
         self.members = nn.Sequential(
-            nn.Linear(dim, 2 * dim), nn.GELU(), Dropout(dropout), nn.LayerNorm(2 * dim), nn.Linear(2 * dim, clades)
+            nn.Linear(dim, 2 * dim), nn.GELU(), nn.LayerNorm(2 * dim), nn.Linear(2 * dim, clades)
         )
         last = self.members[-1]
         assert isinstance(last, nn.Linear)

@@ -49,7 +49,7 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.asv_encoder = ASVEncoder(sizes)
-        self.clades = Clades(sizes.embedding_dim, sizes.clades, sizes.dropout)
+        self.clades = Clades(sizes.embedding_dim, sizes.clades)
 
     def forward(
         self, batch: Batch, *, chunk_size: int | None = None, cached_vectors: Tensor | None = None

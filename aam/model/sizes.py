@@ -17,6 +17,7 @@ class EncoderSizes:
     attention_heads: int = 4
     """Of that stack, and of the heads of stage 2."""
     dropout: float = 0.1
+    """Of the nucleotide stack."""
     kmer: int = 5
     """Length of the k-mers; 0: the nucleotide stack alone."""
     max_bp: int = 150

@@ -200,7 +200,7 @@ def test_all_that_samples_have_gets_a_gradient_and_nothing_else():
 
 def made(seed: int = 0) -> Clades:
     torch.manual_seed(seed)
-    module = Clades(dim=6, clades=CLADES, dropout=0.0)
+    module = Clades(dim=6, clades=CLADES)
     torch.nn.init.normal_(module.raw_length)
     return module
 
@@ -236,7 +236,7 @@ def test_faith_pd_and_its_unit():
     module.start_pd_at(42.0)
     found = module.faith_pd(presence)
     torch.testing.assert_close(found / found[0], plain / plain[0])
-    new = Clades(dim=6, clades=CLADES, dropout=0.0)
+    new = Clades(dim=6, clades=CLADES)
     new.start_pd_at(42.0)
     assert new.faith_pd(torch.full((1, CLADES), clades.FIRST_PRESENCE)).item() == pytest.approx(42, rel=1e-5)
 
@@ -292,7 +292,7 @@ def test_with_the_branches_of_a_tree_as_clades_it_is_unifrac_itself():
         assert np.ptp(exact) > 0.5
         np.testing.assert_allclose(value.numpy(), exact, rtol=0, atol=1e-6)
         np.testing.assert_allclose(value.numpy(), theirs, rtol=0, atol=1e-6)
-    module = Clades(dim=6, clades=len(lengths), dropout=0.0)
+    module = Clades(dim=6, clades=len(lengths))
     with torch.no_grad():
         module.raw_length.copy_(lengths.clamp(min=1e-7).expm1().log())  # softplus of it is the length
         torch.testing.assert_close(module.faith_pd(found.presence.float()).double(), pd, rtol=0, atol=1e-5)
