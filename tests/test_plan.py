@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from aam.config import (
+    DEFAULT_HEAD_DROPOUT,
     DataContract,
     LoopConfig,
     ModelConfig,
@@ -314,7 +315,7 @@ def test_a_pretrained_model_decides_what_is_not_given(synthetic_folder):
     assert plan.spec.encoder == base[1].encoder
     assert dataclasses.replace(plan.spec.contract, seed=7) == base[1].contract
     assert plan.spec.contract.seed == 0
-    assert plan.spec.predictor.dropout == 0.0
+    assert plan.spec.predictor.dropout == DEFAULT_HEAD_DROPOUT, "the heads are not of the base"
     given = dataclasses.replace(config, data=data_config(synthetic_folder, token_limit=10, rarefy_depth=50))
     contract = make_plan(given, base).spec.contract
     assert (contract.token_limit, contract.rarefy_depth, contract.token_choice) == (10, 50, "random")

@@ -58,10 +58,11 @@ def test_each_preset_trains_both_stages(name, synthetic_folder, tmp_path):
 
 def test_a_stage_takes_its_part_of_the_preset_and_flags_win(tmp_path):
     assert SMALL.settings("pretrain")["lr"] != float(DEFAULT_LR), "or the flag below would say nothing"
-    config = parse(PretrainConfig, ["--lr", DEFAULT_LR, "--preset=gut-small", "--dropout", "None"])
+    config = parse(PretrainConfig, ["--lr", DEFAULT_LR, "--preset=gut-small", "--max-updates", "None"])
     assert config.preset == "gut-small"
     assert (config.loop.batch_size, config.loop.epochs) == (SMALL.pretrain["batch_size"], SMALL.pretrain["epochs"])
-    assert (config.loop.lr, config.model.dropout) == (1e-4, None), "as without a preset, because it was asked for"
+    assert SMALL.pretrain["max_updates"] is not None, "nor this one"
+    assert (config.loop.lr, config.loop.max_updates) == (1e-4, None), "as without a preset, because it was asked for"
     assert parse(PretrainConfig, to_arguments(config)) == config
     stage_2 = parse(TrainConfig, ["--preset", "gut-small", "--pretrained", str(tmp_path)])
     assert SMALL.train["epochs"] != SMALL.pretrain["epochs"]
@@ -80,7 +81,7 @@ def test_the_jobs_of_a_pipeline_get_what_is_given_and_below_it_the_preset(tmp_pa
     assert first.loop.lr == second.loop.lr == 1e-4
     assert (first.loop.epochs, second.loop.epochs) == (1000, SMALL.train["epochs"])
     assert (first.loop.batch_size, second.loop.batch_size) == (SMALL.pretrain["batch_size"], 8)
-    assert (first.model.dropout, second.model.dropout) == (SMALL.pretrain["dropout"], SMALL.train["dropout"])
+    assert (first.loop.max_updates, second.loss.ensemble) == (SMALL.pretrain["max_updates"], SMALL.train["ensemble"])
     assert not second.freeze_base
     first, second = settings_of_stages(
         "--preset=gut-small", "--epochs=3", "--batch_size=4", "--output-dir", str(tmp_path)
@@ -123,7 +124,7 @@ def test_classes_have_settings_of_their_own(tmp_path):
     flags = ["--preset", "gut-small", "--pretrained", str(tmp_path), "--target", "site"]
     config = parse(TrainConfig, [*flags, "--classifier"])
     assert (config.loop.lr, config.loop.epochs) == (lr, epochs)
-    assert config.model.dropout == SMALL.train["dropout"], "where they have none, those of a number"
+    assert config.loop.batch_size == SMALL.train["batch_size"], "where they have none, those of a number"
     assert parse(TrainConfig, to_arguments(config)) == config
     given = parse(TrainConfig, [*flags, "--classifier", "--epochs", "77"])
     assert (given.loop.lr, given.loop.epochs) == (lr, 77)
