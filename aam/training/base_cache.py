@@ -71,11 +71,11 @@ class BaseCache:
             self.vectors = self._open()
 
     def _open(self) -> RowStore:
-        width, one_each = self.base.sizes.embedding_dim, np.arange(len(self.dataset.lengths) + 1)
+        asvs, width = len(self.dataset.lengths), self.base.sizes.embedding_dim
         if self.folder is None:
-            return RowStore(None, one_each, width)
+            return RowStore(None, asvs, width)
         self.folder.mkdir(parents=True, exist_ok=True)
-        return RowStore(self.folder / "asvs.rows", one_each, width)
+        return RowStore(self.folder / "asvs.rows", asvs, width)
 
     def _give_up_disk(self, error: OSError) -> None:
         reason = error.strerror or error
@@ -148,10 +148,10 @@ class BaseCache:
         """Keep vectors [n, D] of ASVs; what another process of the node has kept meanwhile stays."""
         missing = self.vectors.missing(asvs)
         try:
-            self.vectors.write(asvs[missing], list(rows[missing, None]))
+            self.vectors.write(asvs[missing], rows[missing])
         except OSError as error:
             self._go_on_in_memory(error)
-            self.vectors.write(asvs[missing], list(rows[missing, None]))
+            self.vectors.write(asvs[missing], rows[missing])
 
     def vectors_of(self, batch: Batch) -> Tensor:
         """Vectors [U, D] of the ASVs of a batch, on the device of the model; missing ones are computed and kept.

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,9 +13,9 @@ import numpy as np
 
 
 class RowStore:
-    """Items of float32 rows, each there or not yet.
+    """Rows of float32 numbers, each there or not yet.
 
-    A second file holds a checksum for each item that is there, written after its rows. What a killed process, a
+    A second file holds a checksum for each row that is there, written after it. What a killed process, a
     full disk, a lost page or a file cut short left behind does not match its checksum, and is not there. Rows are
     written through the file, never through the map, where a full disk would end the process without a word.
 
@@ -24,9 +23,8 @@ class RowStore:
     ----------
     path : Path or None
         File of the rows; that of the checksums is beside it. None: in the memory of this process.
-    starts : ndarray of int64 [items + 1]
-        Row where each item starts, and the number of rows: room for the largest that an item can be. Rows that are
-        never written take no space on disk.
+    rows : int
+        How many. Those that are never written take no space on disk.
     width : int
         Numbers of a row.
 
@@ -36,11 +34,11 @@ class RowStore:
         Where the files cannot be written.
     """
 
-    def __init__(self, path: Path | None, starts: np.ndarray, width: int) -> None:
-        self.path, self.starts = path, starts
-        self.known = np.zeros(len(starts) - 1, dtype=bool)
-        """Items that this process has seen to be there."""
-        shape = (int(starts[-1]), width)
+    def __init__(self, path: Path | None, rows: int, width: int) -> None:
+        self.path = path
+        self.known = np.zeros(rows, dtype=bool)
+        """Rows that this process has seen to be there."""
+        shape = (rows, width)
         self.rows: np.ndarray = np.zeros(shape if path is None else 0, np.float32)
         self._sums: np.ndarray | None = None
         if path is not None:
@@ -48,27 +46,17 @@ class RowStore:
             self._file, self.rows = _mapped(path, np.float32, shape)
             self._sums_file, self._sums = _mapped(path.with_suffix(".sums"), np.int64, self.known.shape)
 
-    def missing(self, items: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-        """Positions in `items` of those that are not there.
-
-        Parameters
-        ----------
-        items : ndarray of int
-            Numbers of items.
-        sizes : ndarray of int, optional
-            Rows of each; 1 by default.
-        """
+    def missing(self, items: np.ndarray) -> np.ndarray:
+        """Positions in `items`, numbers of rows, of those that are not there."""
         unseen = np.flatnonzero(~self.known[items])
         if self._sums is not None:
-            for position in unseen:
-                item, size = items[position], 1 if sizes is None else sizes[position]
-                start = self.starts[item]
-                if self._sums[item] and self._sums[item] == _checksum(self.rows[start : start + size]):
+            for item in items[unseen]:
+                if self._sums[item] and self._sums[item] == _checksum(self.rows[item]):
                     self.known[item] = True
         return unseen[~self.known[items[unseen]]]
 
-    def write(self, items: np.ndarray, rows: Sequence[np.ndarray]) -> None:
-        """Put the rows [n, width] of items there.
+    def write(self, items: np.ndarray, rows: np.ndarray) -> None:
+        """Put rows [n, width] there.
 
         Raises
         ------
@@ -76,25 +64,21 @@ class RowStore:
             Where there is no space, say. What was there stays.
         """
         if self.path is None:
-            for item, of_item in zip(items, rows, strict=True):
-                self.rows[self.starts[item] : self.starts[item] + len(of_item)] = of_item
+            self.rows[items] = rows
         else:
             disk = shutil.disk_usage(self.path.parent)
-            if is_full(disk.free - sum(of_item.nbytes for of_item in rows), disk.total):
+            rows = np.ascontiguousarray(rows, dtype=np.float32)
+            if is_full(disk.free - rows.nbytes, disk.total):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            for item, of_item in zip(items, rows, strict=True):
-                of_item = np.ascontiguousarray(of_item, dtype=np.float32)
-                offset = int(self.starts[item]) * of_item.itemsize * of_item.shape[-1]
-                _write(self._file.fileno(), of_item, offset)
-                _write(self._sums_file.fileno(), np.array(_checksum(of_item)), int(item) * 8)
+            for item, row in zip(items, rows, strict=True):
+                _write(self._file.fileno(), row, int(item) * row.nbytes)
+                _write(self._sums_file.fileno(), np.array(_checksum(row)), int(item) * 8)
         self.known[items] = True
 
     def to_memory(self) -> None:
         """Leave the disk; what this process has seen there goes with it."""
         rows = np.zeros(self.rows.shape, np.float32)
-        for item in np.flatnonzero(self.known):
-            place = slice(self.starts[item], self.starts[item + 1])
-            rows[place] = self.rows[place]
+        rows[self.known] = self.rows[self.known]
         self.path, self.rows, self._sums = None, rows, None
 
 
@@ -118,6 +102,6 @@ def _write(file: int, values: np.ndarray, offset: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _checksum(rows: np.ndarray) -> int:
+def _checksum(row: np.ndarray) -> int:
     """Never 0, which stands for nothing there."""
-    return zlib.crc32(np.ascontiguousarray(rows).data) + 1
+    return zlib.crc32(np.ascontiguousarray(row).data) + 1
