@@ -35,6 +35,8 @@ class Batch:
     """Which of the G samples these B are."""
     rank_sizes: list[int]
     """Samples of each worker; their sum is G."""
+    kmers_kept: Tensor | None = None
+    """bool [4 ** k]: k-mers that are read, of all ASVs alike; None for all of them."""
     masked_position: Tensor | None = None
     """int64 [U, K]: masked tokens; a sequence with fewer than K repeats its first."""
     masked_scored: Tensor | None = None

@@ -310,6 +310,9 @@ class PretrainLossConfig:
     made_up_fraction: float = 0.5
     """Made-up samples beside the real ones in each training batch, per real one: random mixtures and subsets of their
     ASVs, whose exact UniFrac is as good a target. They cost time, and help most with few samples. 0: none."""
+    kmer_dropout: float = 0.3
+    """Fraction of the k-mers that a training batch hides from the model, of all ASVs alike: it must not rest on a few,
+    and places lineages that it has never seen better."""
     base_weight: float = 1.0
     """Weight of the UniFrac loss (MSE of all pairs of the batch over the variance of the distances)."""
     nuc_weight: float | None = None
@@ -321,6 +324,7 @@ class PretrainLossConfig:
         _require(self.base_weight >= 0, "--base-weight must not be negative")
         _require(self.nuc_weight is None or self.nuc_weight >= 0, "--nuc-weight must not be negative")
         _require(self.base_weight > 0 or self.nuc_weight != 0, "one of --base-weight, --nuc-weight must be above 0")
+        _require(0 <= self.kmer_dropout < 1, "--kmer-dropout must be at least 0 and below 1")
         _require(0 <= self.made_up_fraction <= 4, "--made-up-fraction must be from 0 to 4")
         _require(
             len(self.unifrac_metric) > 0 and len({*self.unifrac_metric}) == len(self.unifrac_metric),

@@ -60,6 +60,7 @@ class RunPlan:
     loop: LoopConfig
     mask_fraction: float = 0.0
     made_up_fraction: float = 0.0
+    kmer_dropout: float = 0.0
     count_mask_fraction: float = 0.0
     fixed_rarefaction: bool = False
     targets: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +168,7 @@ def make_plan(
         weights=weights,
         loop=config.loop,
         mask_fraction=config.loss.mask_fraction if isinstance(config, PretrainConfig) and weights.nuc else 0.0,
+        kmer_dropout=config.loss.kmer_dropout if isinstance(config, PretrainConfig) and use_tree else 0.0,
         made_up_fraction=config.loss.made_up_fraction if isinstance(config, PretrainConfig) and use_tree else 0.0,
         count_mask_fraction=_count_mask_fraction(config),
         fixed_rarefaction=config.data.fixed_rarefaction,

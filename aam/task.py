@@ -88,6 +88,8 @@ def _batch_plan(plan: RunPlan, part: str) -> BatchPlan:
         batch_size=plan.loop.batch_size,
         unifrac=tuple(asked.metric for asked in plan.spec.unifrac) if plan.weights.base > 0 else (),
         made_up_fraction=plan.made_up_fraction,
+        kmers=4**plan.spec.encoder.kmer if plan.spec.encoder.kmer else 0,
+        kmer_dropout=plan.kmer_dropout,
         mask_fraction=plan.mask_fraction,
         count_mask_fraction=plan.count_mask_fraction,
         fixed_rarefaction=plan.fixed_rarefaction,

@@ -77,7 +77,7 @@ class NaiveEncoder(nn.Module):
         mask_BS = F.pad(batch.slot_mask, (0, padding))
         abundance_BS = F.pad(batch.log_abundance.exp(), (0, padding)) * mask_BS
         slot_BS = F.pad(batch.slot, (0, padding))
-        vectors_BSD, logits_NLV = self._encode(tokens_UL[slot_BS], seen_UL[slot_BS], mask_BS)
+        vectors_BSD, logits_NLV = self._encode(tokens_UL[slot_BS], seen_UL[slot_BS], mask_BS, batch.kmers_kept)
         memberships_BSP = self.encoder.clades(vectors_BSD)
         return NaiveOutput(
             presence=memberships_BSP.masked_fill(~mask_BS[..., None], 0).max(dim=1).values,
@@ -85,7 +85,9 @@ class NaiveEncoder(nn.Module):
             logits=logits_NLV,
         )
 
-    def _encode(self, tokens_BSL: Tensor, seen_BSL: Tensor, full_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _encode(
+        self, tokens_BSL: Tensor, seen_BSL: Tensor, full_BS: Tensor, kmers_kept: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Vectors [B, S, D] of all slots, and nucleotide logits [N, L, V] of those that are full."""
         vectors_BSD, logits_NLV = torch.zeros((), device=full_BS.device), None
         stack, kmers = self.encoder.asv_encoder.nucleotides, self.encoder.asv_encoder.kmers
@@ -96,7 +98,7 @@ class NaiveEncoder(nn.Module):
             ]
             vectors_BSD, logits_NLV = (torch.cat(parts) for parts in zip(*groups, strict=True))
         if kmers is not None:
-            vectors_BSD = vectors_BSD + kmers(tokens_BSL.flatten(0, 1)).unflatten(0, full_BS.shape)
+            vectors_BSD = vectors_BSD + kmers(tokens_BSL.flatten(0, 1), kmers_kept).unflatten(0, full_BS.shape)
         return vectors_BSD, logits_NLV
 
     def _run_stack(self, stack: NucleotideEncoder, *of_samples: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,10 @@ class BatchPlan:
     """Which UniFrac targets batches hold."""
     made_up_fraction: float = 0.0
     """Made-up samples that a training batch has beside its own, per sample of its own."""
+    kmers: int = 0
+    """4 ** k, kinds of k-mers that the model reads."""
+    kmer_dropout: float = 0.0
+    """Fraction of these that a training batch hides."""
     mask_fraction: float = 0.0
     """Share of each sequence's nucleotides that are masked."""
     count_mask_fraction: float = 0.0
@@ -149,6 +153,9 @@ def build_batch(
     lengths = plan.dataset.lengths[distinct]
     longest = int(lengths.max())
     fields = {}
+    if plan.kmers and plan.kmer_dropout and epoch != FIXED_DRAW:
+        kept = generator(plan.contract.seed, epoch, index, "k-mers").random(plan.kmers) >= plan.kmer_dropout
+        fields["kmers_kept"] = torch.from_numpy(kept)
     if plan.mask_fraction:
         fields |= _nucleotide_mask(plan, draws, shares, rank, distinct, (plan.contract.seed, epoch, index))
     for metric in plan.unifrac:

@@ -40,10 +40,12 @@ class KmerEncoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.mlp = nn.Sequential(nn.Linear(4**k, dim), nn.GELU(), nn.LayerNorm(dim))
 
-    def forward(self, tokens_UL: Tensor) -> Tensor:
-        """Vectors [U, D] of ASVs from their tokens."""
+    def forward(self, tokens_UL: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Vectors [U, D] of ASVs from their tokens, by all k-mers or by those kept, of all ASVs alike."""
         with torch.autocast(tokens_UL.device.type, enabled=False):
             frequencies = (kmer_frequencies(tokens_UL, self.k) - self.mean) * self.scale
+            if kept is not None:
+                frequencies = frequencies * (kept / kept.float().mean().clamp(min=1 / len(kept)))
         return self.mlp(frequencies)
 
     @torch.no_grad()
@@ -89,6 +91,7 @@ class ASVEncoder(nn.Module):
         *,
         padded: bool = True,
         masked_position_UK: Tensor | None = None,
+        kmers_kept: Tensor | None = None,
         chunk_size: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Encode distinct ASVs.
@@ -101,6 +104,8 @@ class ASVEncoder(nn.Module):
             Whether any row has PAD. Known to the caller without looking at the device.
         masked_position_UK : Tensor of int64, optional
             Positions to mask and to predict.
+        kmers_kept : Tensor of bool [4 ** k], optional
+            K-mers to read; all by default.
         chunk_size : int, optional
             ASVs at a time, activations recomputed in the backward pass. The same results with less memory.
 
@@ -111,12 +116,12 @@ class ASVEncoder(nn.Module):
             Logits of the tokens behind the masked positions; None where nothing is masked.
         """
         if chunk_size is None or len(tokens_UL) <= chunk_size:
-            return self._encode(tokens_UL, padded, masked_position_UK)
+            return self._encode(tokens_UL, padded, masked_position_UK, kmers_kept)
         vectors, logits = [], []
         for start in range(0, len(tokens_UL), chunk_size):
             rows = slice(start, start + chunk_size)
             position = None if masked_position_UK is None else masked_position_UK[rows]
-            arguments = (tokens_UL[rows], padded, position)
+            arguments = (tokens_UL[rows], padded, position, kmers_kept)
             if torch.is_grad_enabled():
                 vector, logit = checkpoint(self._encode, *arguments, use_reentrant=False)
             else:
@@ -128,15 +133,15 @@ class ASVEncoder(nn.Module):
         return torch.cat(vectors), None if logits[0] is None else torch.cat(logits)
 
     def _encode(
-        self, tokens_UL: Tensor, padded: bool, masked_position_UK: Tensor | None
+        self, tokens_UL: Tensor, padded: bool, masked_position_UK: Tensor | None, kmers_kept: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if self.nucleotides is None:
             assert self.kmers is not None
-            return self.kmers(tokens_UL), None
+            return self.kmers(tokens_UL, kmers_kept), None
         vectors_UD, logits_UKV = self.nucleotides(tokens_UL, padded, masked_position_UK)
         if self.kmers is not None:
             # Of the whole sequence, masked or not: the nucleotide head reads states that know nothing of it.
-            vectors_UD = vectors_UD + self.kmers(tokens_UL)
+            vectors_UD = vectors_UD + self.kmers(tokens_UL, kmers_kept)
         return vectors_UD, logits_UKV
 
 

@@ -71,6 +71,7 @@ class SequenceEncoder(nn.Module):
                 batch.tokens,
                 padded=batch.asvs_padded,
                 masked_position_UK=batch.masked_position,
+                kmers_kept=batch.kmers_kept,
                 chunk_size=chunk_size,
             )
         memberships_UP = self.clades(vectors_UD)

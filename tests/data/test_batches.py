@@ -426,3 +426,20 @@ def test_a_data_loader_in_other_processes_gives_the_same(plan):
     loaded = list(loader)
     assert len(loaded) == len(batches)
     assert all(equal(a, batches[i]) for i, a in enumerate(loaded))
+
+
+def test_a_training_batch_hides_the_same_k_mers_on_all_workers_and_validation_none(plan):
+    hiding = dataclasses.replace(plan, kmers=64, kmer_dropout=0.25)
+    of_epochs = {}
+    for epoch in (1, 2):
+        for world in (1, 2):
+            kept = [[batch.kmers_kept.tolist() for batch in of_rank] for of_rank in batches_of(hiding, epoch, world)]
+            for of_batch in kept:
+                assert all(of_rank == of_batch[0] for of_rank in of_batch)
+            of_epochs[epoch, world] = [of_batch[0] for of_batch in kept]
+        assert of_epochs[epoch, 1] == of_epochs[epoch, 2]
+    assert of_epochs[1, 1] != of_epochs[2, 1]
+    assert of_epochs[1, 1][0] != of_epochs[1, 1][1]
+    assert 0.65 < np.mean(of_epochs[1, 1]) < 0.85
+    for of_rank in batches_of(hiding, FIXED_DRAW, 1):
+        assert all(batch.kmers_kept is None for batch in of_rank)

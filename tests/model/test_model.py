@@ -403,3 +403,21 @@ def test_bf16(kind, chunk_size):
     assert not torch.equal(found["memberships"], expected["memberships"])  # it did run in bf16
     loss_of({k: v.float() for k, v in found.items()}).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_k_mers_that_a_batch_hides_are_read_of_no_asv():
+    model = SequenceEncoder(dataclasses.replace(SIZES, asv_layers=0)).eval()
+    batch, kmers = batch_of(masked=0, count_masked=()), 4**SIZES.kmer
+    everything = model(batch).memberships
+    kept = torch.ones(kmers, dtype=torch.bool)
+    torch.testing.assert_close(model(dataclasses.replace(batch, kmers_kept=kept)).memberships, everything)
+    frequencies = kmer_frequencies(batch.tokens, SIZES.kmer)
+    kept[frequencies[0] > 0] = False  # all that the first ASV has
+    hidden = dataclasses.replace(batch, kmers_kept=kept)
+    first = model.asv_encoder.kmers
+    with torch.no_grad():
+        first.mean.zero_()
+        alike = first.mlp(torch.zeros(1, kmers))
+    torch.testing.assert_close(model(hidden).vectors[:1], alike)
+    in_chunks = model(hidden, chunk_size=2)
+    torch.testing.assert_close(in_chunks.memberships, model(hidden).memberships)
