@@ -90,7 +90,7 @@ def test_the_file_has_what_the_profiles_tell_and_scikit_bio_takes_it(run_here, r
         "predict.py", "--checkpoint", runs[stage], "--distances", path, "--distance-metric", metric, "--batch-size", "7"
     )
     assert done.returncode == 0, done.stderr
-    name = f"{metric} UniFrac of all pairs of 40 samples, predicted without a tree: {path}"
+    name = f"{metric} UniFrac of all pairs of 40 samples, without a tree: {path}"
     assert name in done.stdout
     found = DistanceMatrix.read(str(path))
     loaded = checkpoint.load(runs["first"] / "best")

@@ -11,8 +11,7 @@ from skbio import DistanceMatrix
 from skbio.stats.distance import mantel
 
 from aam.config import UnifracMetric
-from aam.predict.distances import METRIC_NAMES
-from aam.training.metrics import regression_metrics
+from aam.training.metrics import UNIFRAC_NAMES, regression_metrics
 
 FEWEST = 4
 """Samples of a group that is scored: six pairs."""
@@ -156,7 +155,7 @@ def _table(rows: Sequence[MetricScores], column: str | None) -> str:
     for row in rows:
         group = [] if column is None else [_cell(row.group), _TRAINED[row.unseen]]
         scores = [f"{row.scores[name]:.4g}" if name in row.scores else "-" for name in names]
-        lines.append("| " + " | ".join([METRIC_NAMES[row.metric], *group, str(row.samples), *scores]) + " |")
+        lines.append("| " + " | ".join([UNIFRAC_NAMES[row.metric], *group, str(row.samples), *scores]) + " |")
     return "\n".join(lines)
 
 

@@ -11,8 +11,8 @@ from aam.html_report.page import Html, bullets, element, figure, folded, grid, j
 from aam.html_report.pictures import curves
 from aam.html_report.run_files import Run
 from aam.predict import source_of
-from aam.predict.distances import METRIC_NAMES as UNIFRAC_NAMES
 from aam.report import METRIC_NAMES, flags_of
+from aam.training.metrics import UNIFRAC_NAMES
 
 _NUMBERS = ("r2", "mae", "spearman", "balanced_accuracy", "auroc", "macro_f1", "unifrac_r2", "weighted_unifrac_r2",
             "faith_pd_r2", "nuc_accuracy")  # fmt: skip

@@ -17,9 +17,8 @@ from aam.html_report.pictures import effects
 from aam.html_report.run_files import Run
 from aam.model.clades import unweighted_unifrac, weighted_unifrac
 from aam.model.sequence_encoder import EncoderOutput, SequenceEncoder
-from aam.predict.distances import METRIC_NAMES
 from aam.training.base_cache import encoder_of
-from aam.training.metrics import class_probabilities
+from aam.training.metrics import UNIFRAC_NAMES, class_probabilities
 
 TRIED = 60
 """ASVs that are taken away in turn: those that most samples have."""
@@ -175,7 +174,7 @@ def _effect(run: Run) -> str:
     if run.target is None:
         if _metric(run) == "faith_pd":
             return "what the ASV adds to the predicted Faith's PD of a sample (occlusion)"
-        return f"how far a sample moves without the ASV (occlusion), in predicted {METRIC_NAMES[_metric(run)]}"
+        return f"how far a sample moves without the ASV (occlusion), in predicted {UNIFRAC_NAMES[_metric(run)]}"
     of = (
         "the probability of the class that changes most" if run.target.classes else f"the predicted {run.target.column}"
     )
@@ -184,7 +183,7 @@ def _effect(run: Run) -> str:
 
 def _unit(run: Run) -> str:
     if run.target is None:
-        name = METRIC_NAMES[_metric(run)]
+        name = UNIFRAC_NAMES[_metric(run)]
         return f"change of {name}" if _metric(run) == "faith_pd" else f"{name} to the sample without the ASV"
     what = "probability of the class that changes most" if run.target.classes else f"predicted {run.target.column}"
     return f"change of the {what}"

@@ -24,9 +24,10 @@ from aam.html_report.page import Html, element, figure, grid, join, paragraph, t
 from aam.html_report.pictures import ordination, pair_density, true_against_predicted
 from aam.html_report.run_files import Run, prepared
 from aam.model.sequence_encoder import SequenceEncoder
-from aam.predict.distances import METRIC_NAMES, distance_matrix
+from aam.predict.distances import distance_matrix
 from aam.predict.samples import SampleOutputs
 from aam.training.base_cache import encoder_of
+from aam.training.metrics import UNIFRAC_NAMES
 
 FEWEST = 4
 """Samples for a figure."""
@@ -65,13 +66,13 @@ def unifrac(run: Run) -> Html:
         else:
             truth, predicted = distances(encoder, encoded, dataset.paths, learned.metric)
             parts += _of_distances(learned.metric, truth, predicted)
-            parts += _figures(run, dataset, ids, METRIC_NAMES[learned.metric], truth, predicted)
+            parts += _figures(run, dataset, ids, UNIFRAC_NAMES[learned.metric], truth, predicted)
     return join([paragraph(f"Of {which}, by pairs where it is a distance. {reason}"), *parts])
 
 
 def _of_distances(metric: DistanceMetric, truth: np.ndarray, predicted: np.ndarray) -> list[Html]:
     pair = np.triu_indices(len(truth), k=1)
-    name, scores = METRIC_NAMES[metric], score_matrices(truth, predicted)
+    name, scores = UNIFRAC_NAMES[metric], score_matrices(truth, predicted)
     return [
         element("h3", f"{name[0].upper()}{name[1:]}: all {len(pair[0])} pairs"),
         tiles((label, f"{scores[tag]:.4g}") for tag, label in _SCORES.items() if tag in scores),
@@ -91,7 +92,7 @@ def _of_faith_pd(encoder: SequenceEncoder, encoded: Encoded, paths: RootPaths) -
         element("h3", "Faith's PD"),
         tiles((label, f"{scores[tag]:.4g}") for tag, label in _SCORES.items() if tag in scores),
         figure(
-            true_against_predicted(truth, predicted, None, METRIC_NAMES["faith_pd"]),
+            true_against_predicted(truth, predicted, None, UNIFRAC_NAMES["faith_pd"]),
             "A point is a sample; on the line, both are equal. In branch lengths of the tree.",
         ),
     ]

@@ -18,12 +18,8 @@ from aam.data.files import replacing
 from aam.model.clades import unweighted_unifrac, weighted_unifrac
 from aam.predict.samples import SampleOutputs
 from aam.training.checkpoint import Checkpoint
+from aam.training.metrics import UNIFRAC_NAMES
 
-METRIC_NAMES: dict[UnifracMetric, str] = {
-    "unweighted": "unweighted UniFrac",
-    "weighted": "weighted UniFrac",
-    "faith_pd": "Faith's PD",
-}
 BLOCK = 2**20
 """Distances of a block."""
 _DIGITS = np.array([list(f"{number:03d}".encode()) for number in range(1000)], dtype=np.uint8)
@@ -43,7 +39,7 @@ def check_learned(loaded: Checkpoint, metric: UnifracMetric) -> None:
     learned = [of.metric for of in spec.unifrac]
     if metric in learned:
         return
-    name = METRIC_NAMES[metric]
+    name = UNIFRAC_NAMES[metric]
     if learned:
         raise ValueError(
             f"{loaded.path}: {name} cannot be predicted, as stage 1 learned {', '.join(learned)} alone; pretrain with "

@@ -17,9 +17,10 @@ import pandas as pd
 
 from aam.config import PredictConfig
 from aam.data.files import is_special, replacing
-from aam.predict.distances import METRIC_NAMES, distance_blocks, write_distances, write_faith_pd
+from aam.predict.distances import distance_blocks, write_distances, write_faith_pd
 from aam.predict.job import PredictionResult, Predictions
 from aam.predict.table import sources
+from aam.training.metrics import UNIFRAC_NAMES
 
 
 def write_result(config: PredictConfig, result: PredictionResult) -> str:
@@ -61,7 +62,7 @@ def _write_profiles(config: PredictConfig, result: PredictionResult) -> Iterator
     if config.distances is not None:
         metric = config.distance_metric
         write_distances(config.distances, ids, distance_blocks(outputs, result.lengths, metric))
-        yield f"{METRIC_NAMES[metric]} of all pairs of {len(ids)} samples, predicted without a tree: {config.distances}"
+        yield f"{UNIFRAC_NAMES[metric]} of all pairs of {len(ids)} samples, without a tree: {config.distances}"
     if config.faith_pd is not None:
         write_faith_pd(config.faith_pd, ids, outputs.faith_pd)
         yield f"Faith's PD of {len(ids)} samples, predicted without a tree: {config.faith_pd}"

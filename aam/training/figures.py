@@ -12,17 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from aam.config import UnifracMetric
-from aam.training.metrics import UNIFRAC_TAGS, EpochArrays
+from aam.training.metrics import UNIFRAC_NAMES, UNIFRAC_TAGS, EpochArrays
 from aam.training.targets import Target
 
 DPI = 100
 MAX_POINTS = 20_000
-UNIFRAC_NAMES: dict[UnifracMetric, str] = {
-    "unweighted": "unweighted UniFrac",
-    "weighted": "weighted UniFrac",
-    "faith_pd": "Faith's PD",
-}
 _AS_TEXT: dict[Any, Any] = {"text.parse_math": False}
 """A class may be named $10_$20."""
 

@@ -23,6 +23,11 @@ UNIFRAC_TAGS: dict[UnifracMetric, str] = {
     "faith_pd": "faith_pd",
 }
 """How the tags of a metric's losses and scores begin."""
+UNIFRAC_NAMES: dict[UnifracMetric, str] = {
+    "unweighted": "unweighted UniFrac",
+    "weighted": "weighted UniFrac",
+    "faith_pd": "Faith's PD",
+}
 
 
 @dataclass
