@@ -89,8 +89,8 @@ class DataConfig:
     token_choice: Literal["abundance", "random", "first"] | None = None
     """Which ASVs --token-limit keeps. [default: abundance, or as pretrained]"""
     fixed_rarefaction: bool = False
-    """One draw of reads for all epochs, as validation has it: with --freeze-base, what the base says of a sample is
-    then computed once. Otherwise each epoch sees other reads, which helps against overfitting."""
+    """One rarefaction for all epochs, as validation has it: with --freeze-base, what the heads read of a sample is then
+    computed once. Otherwise each epoch sees other reads, which helps against overfitting."""
     max_bp: int | None = None
     """Longest sequence that the nucleotide stack can read. [default: 150, or that of the table where that is
     longer; or as pretrained. Without a stack (--asv-layers 0): any]"""
@@ -170,7 +170,7 @@ class ModelConfig:
     """Dropout in the target heads and on the residual branches of transformers. Clades have none: they learn worse
     with it. [default: 0.3 in the heads, 0.1 in the nucleotide stack, or as pretrained]"""
     kmer: int | None = None
-    """Length of the k-mers whose counts are added to each ASV's vector; 0 for none. [default: 5, or as pretrained]"""
+    """Length of the k-mers by which ASVs are read; 0 for none. [default: 5, or as pretrained]"""
 
     def __post_init__(self) -> None:
         for flag, least in (("embedding_dim", 1), ("attention_heads", 1), ("clades", 2), ("asv_layers", 0)):
@@ -231,8 +231,8 @@ class LoopConfig:
     gradient_checkpointing: bool = False
     """Compute each transformer block's activations anew in the backward pass: less memory, 1.4 times the time."""
     base_cache: bool = True
-    """Compute what a frozen base says of ASVs, and of samples whose draw does not change, once, and keep it beside the
-    prepared dataset for all runs. Otherwise it is computed for every batch."""
+    """Compute the ASV vectors of a frozen base once, and keep them beside the prepared dataset for all runs; compute
+    what the heads read of samples whose reads do not change once a run. Otherwise, both for every batch."""
     use_expandable_segments: bool = False
     """CUDA allocator with expandable segments: less fragmentation of GPU memory."""
     clear_cache: Literal["batch", "epoch", "never"] = "never"
@@ -396,7 +396,7 @@ class TargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Stage 1: train a SequenceEncoder on UniFrac distances and masked nucleotides, without labels."""
+    """Stage 1: train a SequenceEncoder on UniFrac (and, with --asv-layers, masked nucleotides), without labels."""
 
     preset: str | None = None
     """Recipe of settings, one of those listed above; a flag that is given wins over it."""
@@ -517,8 +517,8 @@ class PredictConfig:
     sequences: Path | None = None
     """FASTA or .qza with the sequences, where the table's feature ids are hashes."""
     prediction_draws: int = 1
-    """Rarefactions of each sample that a prediction is the mean of; with several, their standard deviation is written
-    beside it, as prediction_sd: of the number, or of the probability of the predicted class."""
+    """Rarefactions of each sample over which the predicted target is averaged; with several, their standard deviation
+    is written beside it, as prediction_sd: of the number, or of the probability of the predicted class."""
     batch_size: int = 32
     """Samples at a time."""
     asv_chunk_size: int = 1024
@@ -526,7 +526,7 @@ class PredictConfig:
     precision: Precision = "auto"
     """Arithmetic, as in training; auto is bf16 on CUDA and fp32 on CPU."""
     base_cache: bool = True
-    """Read, and keep beside the prepared dataset, what a frozen base says of ASVs."""
+    """Read the ASV vectors of a frozen base, kept beside the prepared dataset, and keep new ones there."""
     cache_dir: Path | None = None
     """Where prepared datasets are kept. [default: $AAM_CACHE or ~/.cache/aam]"""
     ray: PredictRayConfig = field(default_factory=PredictRayConfig)

@@ -149,7 +149,7 @@ def test_samples_that_are_too_shallow_are_named_beside_the_matrix(run_here, runs
 @pytest.mark.parametrize(
     ("stage", "flags", "message"),
     [
-        ("tuned", ["--distances"], "the encoder was fine-tuned for the target alone and its clades no longer tell"),
+        ("tuned", ["--distances"], "the encoder was fine-tuned for the target alone and its clades no longer give"),
         ("tuned", ["--faith-pd"], "give the stage 1 run, or train stage 2 with --freeze-base"),
         ("one", ["--distance-metric", "weighted", "--distances"], "--unifrac-metric unweighted weighted"),
         ("one", ["--faith-pd"], "as stage 1 learned unweighted alone; pretrain with --unifrac-metric unweighted faith"),

@@ -32,6 +32,9 @@ class SampleFeatures(nn.Module):
       like theirs, so that ASVs that no training sample has count too;
     - with no known ASVs, log shares and presences of the P clades in their place.
 
+    Known ASVs, their clades, means and deviations are those of the start of stage 2, also where the encoder is
+    trained further.
+
     Parameters
     ----------
     clades : int
@@ -94,7 +97,9 @@ class SampleFeatures(nn.Module):
         """Take mean and standard deviation of the features of the training samples."""
         self.mean.copy_(features_NF.mean(dim=0))
         deviation_F = (features_NF - self.mean).square().mean(dim=0).sqrt()
-        self.scale.copy_(1 / (deviation_F + LEAST_DEVIATION * deviation_F.mean()).clamp(min=1e-6))
+        varies_F = deviation_F > 0  # those of known ASVs that there are not do not
+        typical = (deviation_F * varies_F).sum() / varies_F.sum().clamp(min=1)
+        self.scale.copy_(torch.where(varies_F, 1 / (deviation_F + LEAST_DEVIATION * typical).clamp(min=1e-6), 0.0))
 
 
 def log_shares(share: Tensor) -> Tensor:

@@ -41,14 +41,16 @@ def check_learned(loaded: Checkpoint, metric: UnifracMetric) -> None:
         return
     name = UNIFRAC_NAMES[metric]
     if learned:
+        other = next((of for of in learned if of != "faith_pd"), None)
+        instead = f", or give --distance-metric {other}" if other is not None and metric != "faith_pd" else ""
         raise ValueError(
             f"{loaded.path}: {name} cannot be predicted, as stage 1 learned {', '.join(learned)} alone; pretrain with "
-            f"--unifrac-metric {' '.join([*learned, metric])}"
+            f"--unifrac-metric {' '.join([*learned, metric])}{instead}"
         )
     if spec.predictor is not None and not spec.freeze_base:
         raise ValueError(
             f"{loaded.path}: {name} cannot be predicted, as the encoder was fine-tuned for the target alone and its "
-            "clades no longer tell UniFrac; give the stage 1 run, or train stage 2 with --freeze-base"
+            "clades no longer give UniFrac; give the stage 1 run, or train stage 2 with --freeze-base"
         )
     raise ValueError(
         f"{loaded.path}: {name} cannot be predicted, as stage 1 was trained without UniFrac (--base-weight 0); "

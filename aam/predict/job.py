@@ -110,6 +110,11 @@ def predict(
         check_learned(loaded, config.distance_metric)
     if config.faith_pd is not None:
         check_learned(loaded, "faith_pd")
+    if config.prediction_draws > 1 and not (config.output or config.report):
+        raise ValueError(
+            f"--prediction-draws {config.prediction_draws} averages the predicted target, and none is asked for: give "
+            "--output or --report, or leave it out"
+        )
     if config.prediction_draws > 1 and not contract.is_random:
         raise ValueError(
             f"--prediction-draws {config.prediction_draws}: this model reads all reads of a sample (--rarefy-depth 0), "
@@ -253,5 +258,5 @@ def _in_own_units(
 def _about_embeddings(loaded: Checkpoint) -> str:
     """What a model's embeddings are, and what they tell of UniFrac."""
     if "unweighted" not in {learned.metric for learned in loaded.spec.unifrac}:
-        return "presences of clades times their lengths; the base was trained without unweighted UniFrac"
+        return "presences of clades times their lengths, which do not give unweighted UniFrac in this model"
     return "presences of clades times their lengths; 1 - sum(min) / sum(max) of two samples is their unweighted UniFrac"
