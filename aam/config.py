@@ -167,8 +167,9 @@ class ModelConfig:
     """Layers of the nucleotide stack, which adds to what the k-mers tell of an ASV, for most of the time; 0: k-mers
     alone. [default: 0, or as pretrained]"""
     dropout: float | None = None
-    """Dropout in the target heads and on the residual branches of transformers. Clades have none: they learn worse
-    with it. [default: 0.3 in the heads, 0.1 in the nucleotide stack, or as pretrained]"""
+    """Dropout in the target heads and on the residual branches of transformers; 0: none, of the heads' features either,
+    half of which are hidden otherwise. Clades have none: they learn worse with it. [default: 0.3 in the heads, 0.1 in
+    the nucleotide stack, or as pretrained]"""
     kmer: int | None = None
     """Length of the k-mers by which ASVs are read; 0 for none. [default: 5, or as pretrained]"""
 

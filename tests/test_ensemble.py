@@ -350,7 +350,7 @@ def test_the_networks_of_the_folds_speak_along_and_the_validation_samples_are_pr
         np.testing.assert_allclose(kept["prediction"], wanted_values, rtol=1e-4)
 
     (tmp_path / "run" / "run.json").write_text(json.dumps(plan.describe(config)))
-    assert "chosen and weighed in folds without it" in predictions(Run.read(tmp_path / "run"))
+    assert f"Validation: {len(plan.split.val)} samples" in predictions(Run.read(tmp_path / "run"))
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")

@@ -20,7 +20,8 @@ from aam.model.sequence_encoder import EncoderOutput, SequenceEncoder
 from aam.model.sizes import PredictorSizes
 
 INPUT_DROPOUT = 0.5
-"""Of the features: a head that never sees all of them at once must not rest on a few (NOTES.md)."""
+"""Of the features, unless there is no dropout at all: a head that never sees all of them at once must not rest on a few
+(NOTES.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ class SequencePredictor(nn.Module):
 def _head(read: int, sizes: PredictorSizes) -> nn.Module:
     hidden = sizes.hidden
     return nn.Sequential(
-        Dropout(INPUT_DROPOUT),
+        Dropout(INPUT_DROPOUT if sizes.dropout else 0.0),
         nn.Linear(read, hidden),
         nn.GELU(),
         Dropout(sizes.dropout),
