@@ -129,11 +129,12 @@ def _start_features(model: SequencePredictor, plan: BatchPlan, config: LoopConfi
         features.know(torch.from_numpy(dataset.tokens[known]).to(device), model.base.clades(vectors))
     batches = EpochBatches(plan, FIXED_DRAW)
     cache.fill([batches], verbose=False)
-    found = []
+    read = []
     for index in range(len(batches)):
-        batch = batches[index]
-        found.append(features(batch.to(device), model.base(batch.to(device), cached_vectors=cache.vectors_of(batch))))
-    features.standardise(torch.cat(found))
+        host_batch = batches[index]
+        vectors, batch = cache.vectors_of(host_batch), host_batch.to(device)
+        read.append(features(batch, model.base(batch, cached_vectors=vectors)))
+    features.standardise(torch.cat(read))
     model.base.train(was_training)
 
 

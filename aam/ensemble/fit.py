@@ -152,11 +152,11 @@ def _temperature(scores: np.ndarray, targets: np.ndarray, target: Target) -> flo
     return float(np.exp(found.x))
 
 
-def _calibration(said: np.ndarray, targets: np.ndarray, groups: int, target: Target) -> np.ndarray:
+def _calibration(outputs: np.ndarray, targets: np.ndarray, groups: int, target: Target) -> np.ndarray:
     """Centre and slope for the least loss; the fewer the groups, the nearer the slope is to 1."""
-    centre = float(said[:, target.point].mean())
+    centre = float(outputs[:, target.point].mean())
     found = minimize_scalar(
-        lambda slope: loss(centre + slope * (said - centre), targets, target),
+        lambda slope: loss(centre + slope * (outputs - centre), targets, target),
         bounds=SLOPES,
         method="bounded",
     )

@@ -174,7 +174,7 @@ def _wanted(config: EvaluateConfig, dataset: PreparedDataset, record: dict[str, 
 def _groups(
     config: EvaluateConfig, record: dict[str, Any], scored: _Scored
 ) -> tuple[list[str | None] | None, set[str] | None, list[str]]:
-    """Group of each sample, groups that trained the model (None: not known), and what is to be said of them."""
+    """Group of each sample, groups that trained the model (None: not known), and notes on them."""
     column = config.study_column
     if column is None:
         return None, None, []
