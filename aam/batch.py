@@ -1,7 +1,8 @@
 """The one thing that data makes, the model reads and the losses score: a batch of samples.
 
 Shape letters: B samples of this worker, G samples of the batch over all workers, S ASV slots of a sample,
-U distinct ASVs of the worker's samples, L tokens of an ASV, K masked positions of an ASV.
+T ASVs that a sample shares with this worker's, U distinct ASVs of the worker's samples, L tokens of an ASV,
+K masked positions of an ASV.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class Batch:
     """float32 [B, G]: unweighted UniFrac of these samples to all of the batch."""
     weighted: Tensor | None = None
     """float32 [B, G]: normalised weighted UniFrac of the same."""
+    shared: Tensor | None = None
+    """int64 [G, T]: which of the U ASVs each sample of the batch has too; U where there is none. For distances."""
+    shared_abundance: Tensor | None = None
+    """float32 [G, T]: relative abundance of these in that sample; 0 where there is none."""
     faith_pd: Tensor | None = None
     """float32 [B]: Faith's PD of these samples, in branch lengths of the tree."""
     target: Tensor | None = None

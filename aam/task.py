@@ -148,6 +148,7 @@ def _freeze_unused(encoder: SequenceEncoder, plan: RunPlan) -> None:
         clades.log_pd_scale.requires_grad_(False)
     if not learned:
         clades.raw_length.requires_grad_(False)
+        clades.tip.requires_grad_(False)
     if plan.stage == "pretrain" and not learned:
         clades.requires_grad_(False)
         assert nucleotides is not None

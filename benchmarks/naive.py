@@ -42,6 +42,10 @@ class NaiveOutput:
     """float32 [B, P]"""
     share: Tensor
     """float32 [B, P]"""
+    tips: Tensor
+    """float32 [B, U]: lengths of the tips of the ASVs that a sample has."""
+    tips_by_share: Tensor
+    """float32 [B, U]: the same by their relative abundance."""
     logits: Tensor | None
     """float32 [N, L, V]: nucleotide logits of all occurrences, sample by sample; None without a nucleotide stack."""
 
@@ -79,7 +83,11 @@ class NaiveEncoder(nn.Module):
         slot_BS = F.pad(batch.slot, (0, padding))
         vectors_BSD, logits_NLV = self._encode(tokens_UL[slot_BS], seen_UL[slot_BS], mask_BS, batch.kmers_kept)
         memberships_BSP = self.encoder.clades(vectors_BSD)
+        tip_BS = self.encoder.clades.tip_lengths(vectors_BSD) * mask_BS
+        empty_BU = tip_BS.new_zeros(len(tip_BS), len(tokens_UL))
         return NaiveOutput(
+            tips=empty_BU.scatter_add(1, slot_BS, tip_BS),
+            tips_by_share=empty_BU.scatter_add(1, slot_BS, tip_BS * abundance_BS),
             presence=memberships_BSP.masked_fill(~mask_BS[..., None], 0).max(dim=1).values,
             share=(memberships_BSP * abundance_BS[..., None]).sum(dim=1),
             logits=logits_NLV,
@@ -171,18 +179,20 @@ def stock_transformer(ours: Transformer, heads: int, dropout: float) -> nn.Trans
 def naive_unifrac(metric: UnifracMetric, output: NaiveOutput, model: NaiveEncoder) -> Tensor:
     """A metric of a batch that is all on this worker: distances [B, B], or Faith's PD [B]."""
     clades = model.encoder.clades
-    lengths_P, presence_BP = clades.lengths, output.presence
+    # E: the branches of the batch, which are the clades and the tips.
+    if metric == "weighted":
+        of_samples_BE = torch.cat([clades.lengths * output.share, output.tips_by_share], dim=1)
+    else:
+        of_samples_BE = torch.cat([clades.lengths * output.presence, output.tips], dim=1)
     if metric == "faith_pd":
-        return clades.log_pd_scale.exp() * (lengths_P * presence_BP).sum(dim=-1)
-    of_samples_BP = presence_BP if metric == "unweighted" else output.share
+        return clades.log_pd_scale.exp() * of_samples_BE.sum(dim=-1)
     # Copies, as of a function that is given pairs of samples.
-    pairs = (of_samples_BP.size(0), *of_samples_BP.shape)
-    one_BBP = of_samples_BP[:, None].expand(pairs).contiguous()
-    other_BBP = of_samples_BP[None].expand(pairs).contiguous()
+    pairs = (of_samples_BE.size(0), *of_samples_BE.shape)
+    one_BBE = of_samples_BE[:, None].expand(pairs).contiguous()
+    other_BBE = of_samples_BE[None].expand(pairs).contiguous()
     if metric == "unweighted":
-        common_BB = (lengths_P * torch.minimum(one_BBP, other_BBP)).sum(dim=-1)
-        return 1 - common_BB / (lengths_P * torch.maximum(one_BBP, other_BBP)).sum(dim=-1)
-    return (lengths_P * (one_BBP - other_BBP).abs()).sum(dim=-1) / (lengths_P * (one_BBP + other_BBP)).sum(dim=-1)
+        return 1 - torch.minimum(one_BBE, other_BBE).sum(dim=-1) / torch.maximum(one_BBE, other_BBE).sum(dim=-1)
+    return (one_BBE - other_BBE).abs().sum(dim=-1) / (one_BBE + other_BBE).sum(dim=-1)
 
 
 def naive_step(

@@ -18,10 +18,10 @@ from aam.config import TargetConfig
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
-from aam.model.clades import unweighted_unifrac, weighted_unifrac
 from aam.predict.distances import distance_blocks, distance_matrix, write_distances
 from aam.predict.samples import SampleOutputs
 from aam.training import checkpoint
+from aam.training.step import predict_unifrac
 from runs import DEEP, data_config, fit_here, pretrain_config, train_config
 from tensors import random_sequences
 
@@ -52,9 +52,20 @@ def runs(synthetic_folder, tmp_path_factory):
 
 
 def outputs(presence: np.ndarray) -> SampleOutputs:
-    nothing = np.zeros((len(presence), 0), np.float32)
+    nothing, rng = np.zeros((len(presence), 0), np.float32), np.random.default_rng(1)
+    asvs = [rng.permutation(50)[: rng.integers(1, 30)] for _ in presence]
+    abundance = [rng.dirichlet(np.ones(len(own))) for own in asvs]
     return SampleOutputs(
-        target=nothing, features=nothing, presence=presence, share=presence[:, ::-1].copy(), faith_pd=presence.sum(1)
+        target=nothing,
+        features=nothing,
+        presence=presence,
+        share=presence[:, ::-1].copy(),
+        faith_pd=presence.sum(1),
+        richness=np.array([len(own) for own in asvs]),
+        asvs=np.concatenate(asvs),
+        abundance=np.concatenate(abundance).astype(np.float32),
+        # Of an ASV in several batches: the same but for rounding.
+        tip_lengths=(rng.random(50)[of := np.concatenate(asvs)] + 1e-6 * rng.random(len(of))).astype(np.float32),
     )
 
 
@@ -98,11 +109,8 @@ def test_the_file_has_what_the_profiles_tell_and_scikit_bio_takes_it(run_here, r
     dataset = fit_dataset(record)
     plan = BatchPlan(dataset=dataset, sample_ids=found.ids, contract=loaded.spec.contract, batch_size=40)
     with torch.no_grad():
-        output = loaded.model(EpochBatches(plan, FIXED_DRAW)[0])
-        if metric == "unweighted":
-            expected = unweighted_unifrac(output.profiles.presence, output.profiles.presence, output.lengths)
-        else:
-            expected = weighted_unifrac(output.profiles.share, output.profiles.share, output.lengths)
+        batch = EpochBatches(replace(plan, unifrac=(metric,)), FIXED_DRAW)[0]
+        expected = predict_unifrac(metric, loaded.model(batch), batch)
     np.testing.assert_allclose(found.data, expected, atol=2e-6)
     axes = pcoa(found, dimensions=5, warn_neg_eigval=False)
     assert np.asarray(axes.samples).shape == (40, 5)

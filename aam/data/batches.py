@@ -158,6 +158,8 @@ def build_batch(
         fields["kmers_kept"] = torch.from_numpy(kept)
     if plan.mask_fraction:
         fields |= _nucleotide_mask(plan, draws, shares, rank, distinct, (plan.contract.seed, epoch, index))
+    if {"unweighted", "weighted"}.intersection(plan.unifrac):
+        fields |= _shared(draws, distinct)
     for metric in plan.unifrac:
         fields[metric] = torch.from_numpy(exact_unifrac(metric, draws, plan.dataset.paths, own).astype(np.float32))
     if plan.targets is not None:
@@ -239,6 +241,22 @@ def _slots(draws: list[Draw]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
         mask[row, : len(asvs)] = True
         log_abundance[row, : len(asvs)] = np.log(counts / counts.sum())
     return distinct, slot, mask, log_abundance
+
+
+def _shared(draws: list[Draw], distinct: np.ndarray) -> dict:
+    """Which of this worker's distinct ASVs each sample of the whole batch has, and how much of each."""
+    asvs = np.concatenate([asvs for asvs, _ in draws])
+    abundance = np.concatenate([counts / counts.sum() for _, counts in draws])
+    row = np.repeat(np.arange(len(draws)), [len(asvs) for asvs, _ in draws])
+    place = np.searchsorted(distinct, asvs).clip(max=len(distinct) - 1)
+    here = distinct[place] == asvs
+    place, abundance, row = place[here], abundance[here], row[here]
+    number = np.bincount(row, minlength=len(draws))
+    column = np.arange(len(row)) - np.repeat(np.cumsum(number) - number, number)
+    shared = np.full((len(draws), number.max()), len(distinct), dtype=np.int64)
+    shared_abundance = np.zeros(shared.shape, dtype=np.float32)
+    shared[row, column], shared_abundance[row, column] = place, abundance
+    return {"shared": torch.from_numpy(shared), "shared_abundance": torch.from_numpy(shared_abundance)}
 
 
 def _nucleotide_mask(

@@ -78,8 +78,8 @@ def encode(
 @torch.no_grad()
 def outputs(
     model: nn.Module, encoded: Encoded, rows: np.ndarray | None = None, without: np.ndarray | None = None
-) -> Iterator[Any]:
-    """Outputs of a model for samples, some at a time.
+) -> Iterator[tuple[Batch, Any]]:
+    """Samples, some at a time, and the output of a model for them.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def outputs(
         batch = rows_of(encoded.batch, rows[part])
         if without is not None:
             batch = without_slot(batch, without[part])
-        yield model(batch, cached_vectors=encoded.vectors)
+        yield batch, model(batch, cached_vectors=encoded.vectors)
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
@@ -130,6 +130,6 @@ def without_slot(batch: Batch, slots: np.ndarray) -> Batch:
     return dataclasses.replace(batch, slot_mask=mask_BS, log_abundance=torch.where(mask_BS, log_BS, 0.0))
 
 
-def collect(parts: Iterator[Any], read: Callable[[Any], Tensor]) -> np.ndarray:
+def collect(parts: Iterator[tuple[Batch, Any]], read: Callable[[Any], Tensor]) -> np.ndarray:
     """One tensor of all outputs, rows one after the other."""
-    return np.concatenate([read(part).float().cpu().numpy() for part in parts])
+    return np.concatenate([read(output).float().cpu().numpy() for _, output in parts])

@@ -149,7 +149,7 @@ def distances(
 
 @torch.no_grad()
 def _outputs(encoder: SequenceEncoder, encoded: Encoded) -> SampleOutputs:
-    return SampleOutputs.concatenate([SampleOutputs.of(output) for output in outputs(encoder, encoded)])
+    return SampleOutputs.concatenate([SampleOutputs.of(*of) for of in outputs(encoder, encoded)])
 
 
 def _draws(encoded: Encoded) -> list[Draw]:

@@ -1,4 +1,4 @@
-"""Stage 1: nucleotides -> ASVs -> soft clades -> profile of a sample.
+"""Stage 1: nucleotides -> ASVs -> soft clades and tips -> profile of a sample.
 
 Shape letters: B samples, U distinct ASVs, K masked positions, D width, P clades, V vocabulary.
 """
@@ -24,7 +24,9 @@ class EncoderOutput:
     memberships: Tensor
     """float32 [U, P]: to which degree each ASV belongs to each clade."""
     profiles: Profiles
-    """What each sample holds of each clade."""
+    """What each sample holds of each clade, and of tips."""
+    tip_lengths: Tensor
+    """float32 [U]: lengths of the ASVs' own branches."""
     lengths: Tensor
     """float32 [P]: lengths of the clades."""
     faith_pd: Tensor
@@ -75,12 +77,14 @@ class SequenceEncoder(nn.Module):
                 chunk_size=chunk_size,
             )
         memberships_UP = self.clades(vectors_UD)
-        of_samples = profiles(memberships_UP, batch.slot, batch.slot_mask, batch.log_abundance)
+        tip_lengths_U = self.clades.tip_lengths(vectors_UD)
+        of_samples = profiles(memberships_UP, tip_lengths_U, batch.slot, batch.slot_mask, batch.log_abundance)
         return EncoderOutput(
             vectors=vectors_UD,
             memberships=memberships_UP,
             profiles=of_samples,
+            tip_lengths=tip_lengths_U,
             lengths=self.clades.lengths,  # through the forward pass, where DDP sees them
-            faith_pd=self.clades.faith_pd(of_samples.presence),
+            faith_pd=self.clades.faith_pd(of_samples),
             nucleotide_logits=logits_UKV,
         )

@@ -1,8 +1,8 @@
-"""UniFrac and Faith's PD without a tree, from what samples hold of clades; files that scikit-bio and QIIME 2 read.
+"""UniFrac and Faith's PD without a tree, from the clades and tips of samples; files that scikit-bio and QIIME 2 read.
 
 Distances of n samples are computed and written in blocks of rows, so that the matrix never stands in memory.
 
-Shape letters: n samples, b rows of a block, P clades.
+Shape letters: n samples, b rows of a block, N ASVs of these samples one after the other, P clades.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from aam.config import DistanceMetric, UnifracMetric
 from aam.data.files import replacing
-from aam.model.clades import unweighted_unifrac, weighted_unifrac
+from aam.model.clades import Tips, unweighted_unifrac, weighted_unifrac
 from aam.predict.samples import SampleOutputs
 from aam.training.checkpoint import Checkpoint
 from aam.training.metrics import UNIFRAC_NAMES
 
+GRAIN = 2.0**-30
+"""Of the lengths of tips in samples: of multiples of it, float64 sums are exact in any order."""
 BLOCK = 2**20
 """Distances of a block."""
 _DIGITS = np.array([list(f"{number:03d}".encode()) for number in range(1000)], dtype=np.uint8)
@@ -66,7 +69,7 @@ def distance_blocks(
     Parameters
     ----------
     outputs : SampleOutputs
-        Of all samples: presences for unweighted, shares for weighted UniFrac.
+        Of all samples: presences for unweighted, shares for weighted UniFrac, and their ASVs with their tips.
     lengths : ndarray of float32 [P]
         Of the clades.
     metric : str
@@ -82,8 +85,44 @@ def distance_blocks(
     function = unweighted_unifrac if metric == "unweighted" else weighted_unifrac
     everyone = torch.from_numpy(outputs.presence if metric == "unweighted" else outputs.share)
     lengths_P = torch.from_numpy(lengths)
-    for part in everyone.split(rows or max(1, BLOCK // len(everyone))):
-        yield function(part, everyone, lengths_P).numpy()
+    tips = _SampleTips(outputs, metric)
+    of_samples = torch.from_numpy(tips.total.astype(np.float32))
+    step, done = rows or max(1, BLOCK // len(everyone)), 0
+    for part in everyone.split(step):
+        block = slice(done, done + len(part))
+        common = np.stack([tips.common(row) for row in range(block.start, block.stop)])
+        in_block = Tips(of_samples[block], of_samples, torch.from_numpy(common.astype(np.float32)))
+        yield function(part, everyone, lengths_P, in_block).numpy()
+        done = block.stop
+
+
+class _SampleTips:
+    """Lengths of the tips of samples, and of those that two have in common: the same for both orders of a pair."""
+
+    def __init__(self, outputs: SampleOutputs, metric: DistanceMetric) -> None:
+        self.ends = np.cumsum(outputs.richness)
+        kinds, first, self.asv = np.unique(outputs.asvs, return_index=True, return_inverse=True)
+        self.weight = np.ones(len(self.asv)) if metric == "unweighted" else outputs.abundance.astype(np.float64)
+        # Of an ASV, one length: those of several batches differ by rounding.
+        self.length = outputs.tip_lengths[first].astype(np.float64)[self.asv]
+        sample = np.repeat(np.arange(len(self.ends)), outputs.richness)
+        shape = (len(kinds), len(self.ends))
+        self.samples_of = csr_array((self.weight, (self.asv, sample)), shape=shape)
+        # Not np.add.reduceat, which fails where a sample is empty.
+        self.total = np.bincount(sample, weights=_grains(self.length * self.weight), minlength=len(self.ends))
+
+    def common(self, row: int) -> np.ndarray:
+        """Lengths that a sample has in common with each, by the smaller weight of an ASV: float64 [n]."""
+        own = slice(self.ends[row - 1] if row else 0, self.ends[row])
+        others = self.samples_of[self.asv[own]]
+        times = np.diff(others.indptr)
+        smaller = np.minimum(others.data, np.repeat(self.weight[own], times))
+        shared = _grains(np.repeat(self.length[own], times) * smaller)
+        return np.bincount(others.indices, weights=shared, minlength=len(self.ends))
+
+
+def _grains(lengths: np.ndarray) -> np.ndarray:
+    return np.rint(lengths / GRAIN) * GRAIN
 
 
 def distance_matrix(outputs: SampleOutputs, lengths: np.ndarray, metric: DistanceMetric) -> np.ndarray:

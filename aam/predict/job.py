@@ -173,7 +173,8 @@ def _kept(config: PredictConfig) -> frozenset[str]:
     """Outputs of samples that something is written of."""
     needs_share = config.distances is not None and config.distance_metric == "weighted"
     needs_presence = config.embeddings is not None or (config.distances is not None and not needs_share)
-    return frozenset(["presence"] * needs_presence + ["share"] * needs_share)
+    of_asvs = ["asvs", "abundance", "tip_lengths"] if config.distances is not None else []
+    return frozenset(["presence"] * needs_presence + ["share"] * needs_share + of_asvs)
 
 
 def _encode(config: PredictConfig, worker: Worker, ids: list[str], map_items: Map) -> np.ndarray:

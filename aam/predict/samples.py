@@ -1,6 +1,6 @@
 """Outputs of a checkpoint for samples, and who does the work: this process, or others that are handed shares of it.
 
-Shape letters: n samples, O outputs, D width.
+Shape letters: n samples, N ASVs of these samples one after the other, O outputs, D width, P clades.
 """
 
 from __future__ import annotations
@@ -40,9 +40,17 @@ class SampleOutputs:
     """float32 [n, P]: of the clades."""
     faith_pd: np.ndarray
     """float32 [n]"""
+    richness: np.ndarray
+    """int64 [n]: ASVs of each sample."""
+    asvs: np.ndarray
+    """int64 [N]: rows of the dataset."""
+    abundance: np.ndarray
+    """float32 [N]: relative, in its sample."""
+    tip_lengths: np.ndarray
+    """float32 [N]: of the ASVs' own branches."""
 
     @classmethod
-    def of(cls, output: PredictorOutput | EncoderOutput) -> SampleOutputs:
+    def of(cls, batch: Batch, output: PredictorOutput | EncoderOutput) -> SampleOutputs:
         """Those of a batch, on the host."""
         base = output.base if isinstance(output, PredictorOutput) else output
         assert base is not None, "only features of samples are cached in training"
@@ -56,8 +64,13 @@ class SampleOutputs:
             "presence": base.profiles.presence,
             "share": base.profiles.share,
             "faith_pd": base.faith_pd,
+            "tip_lengths": base.tip_lengths[batch.slot],
+            "abundance": batch.log_abundance.exp(),
         }
-        return cls(**{name: part.float().cpu().numpy() for name, part in parts.items()})
+        on_host = {name: part.float().cpu().numpy() for name, part in parts.items()}
+        mask, asvs = batch.slot_mask.cpu().numpy(), batch.asvs[batch.slot].cpu().numpy()
+        of_asvs = {"asvs": asvs[mask], **{name: on_host[name][mask] for name in ("tip_lengths", "abundance")}}
+        return cls(**{**on_host, **of_asvs, "richness": mask.sum(axis=1)})
 
     @classmethod
     def concatenate(cls, parts: Sequence[SampleOutputs]) -> SampleOutputs:
@@ -66,9 +79,9 @@ class SampleOutputs:
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def only(self, names: Collection[str]) -> SampleOutputs:
-        """Those named, and the target and Faith's PD, which are small; the others without columns."""
-        large = {"features", "presence", "share"} - {*names}
-        return dataclasses.replace(self, **{name: getattr(self, name)[:, :0] for name in large})
+        """Those named, and those of one number or few a sample; the others empty."""
+        large = {"features", "presence", "share", "asvs", "abundance", "tip_lengths"} - {*names}
+        return dataclasses.replace(self, **{name: getattr(self, name)[..., :0] for name in large})
 
 
 @torch.no_grad()
@@ -123,7 +136,7 @@ def predict_samples(
         cache.fill([batches])
         vectors = cache.vectors.rows
     of_batches = batch_outputs(loaded, batches, vectors, device, autocast)
-    together = SampleOutputs.concatenate([SampleOutputs.of(output) for _, output in of_batches])
+    together = SampleOutputs.concatenate([SampleOutputs.of(*of_batch) for of_batch in of_batches])
     if loaded.ensemble is None or loaded.spec.target is None:
         return together
     combined = loaded.ensemble.outputs(together.target, together.features, loaded.spec.target)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aam.batch import Batch
 from aam.config import UnifracMetric
-from aam.model.clades import unweighted_unifrac, weighted_unifrac
+from aam.model.clades import Tips, common_tips, unweighted_unifrac, weighted_unifrac
 from aam.model.sequence_encoder import EncoderOutput
 from aam.training.collectives import all_gather_rows
 from aam.training.losses import (
@@ -50,14 +50,22 @@ class Predictions:
     """float32 []: scored masked positions that were filled in rightly."""
 
 
-def predict_unifrac(metric: UnifracMetric, output: EncoderOutput, rank_sizes: list[int]) -> Tensor:
+def predict_unifrac(metric: UnifracMetric, output: EncoderOutput, batch: Batch) -> Tensor:
     """A metric of this worker's samples: distances to all samples of all workers [B, G], or Faith's PD [B]."""
     if metric == "faith_pd":
         return output.faith_pd
-    own = output.profiles.presence if metric == "unweighted" else output.profiles.share
-    everyone = all_gather_rows(own, rank_sizes)
-    function = unweighted_unifrac if metric == "unweighted" else weighted_unifrac
-    return function(own, everyone, output.lengths)
+    assert batch.shared is not None
+    assert batch.shared_abundance is not None
+    of_samples = output.profiles
+    if metric == "unweighted":
+        own_BP, tips_B, function = of_samples.presence, of_samples.tips, unweighted_unifrac
+        weight_BS, shared_GT = batch.slot_mask.float(), torch.ones_like(batch.shared_abundance)
+    else:
+        own_BP, tips_B, function = of_samples.share, of_samples.tips_by_share, weighted_unifrac
+        weight_BS, shared_GT = batch.log_abundance.exp() * batch.slot_mask, batch.shared_abundance
+    everyone = all_gather_rows(torch.cat([own_BP, tips_B[:, None]], dim=1), batch.rank_sizes)
+    common_BG = common_tips(output.tip_lengths, batch.slot, weight_BS, batch.shared, shared_GT)
+    return function(own_BP, everyone[:, :-1], output.lengths, Tips(tips_B, everyone[:, -1], common_BG))
 
 
 def autocast_of(precision: str, device: str) -> torch.dtype | None:
@@ -112,7 +120,7 @@ def step(
         truth = getattr(batch, asked.metric)
         if truth is not None:
             assert encoder is not None, "features of samples were cached, and UniFrac is to be learned"
-            found = predict_unifrac(asked.metric, encoder, batch.rank_sizes)
+            found = predict_unifrac(asked.metric, encoder, batch)
             metrics[asked.metric] = unifrac_loss(found, truth, batch, asked.variance)
             unifrac[asked.metric] = found.detach()
     if metrics:

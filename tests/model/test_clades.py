@@ -6,6 +6,7 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 from aam.data import unifrac
 from aam.data.tree import parse_newick, root_paths
 from aam.model import clades
-from aam.model.clades import Clades, Profiles, profiles, unweighted_unifrac, weighted_unifrac
+from aam.model.clades import Clades, Profiles, Tips, common_tips, profiles, unweighted_unifrac, weighted_unifrac
 
 ASVS, CLADES = 9, 7
 READS = [{0: 50, 3: 30, 8: 20}, {2: 7}, {1: 900, 2: 99, 5: 1}, {0: 5, 3: 3, 8: 2}, {4: 1, 3: 1}]
@@ -40,8 +41,24 @@ def slots(reads=READS, *, empty: int = 0, order: int = 1) -> tuple[Tensor, Tenso
     return slot, mask, log_abundance
 
 
+TIP_LENGTHS = 0.1 + uniform(ASVS, seed=5)
+
+
 def of_samples(memberships: Tensor, **settings) -> Profiles:
-    return profiles(memberships, *slots(**settings))
+    return profiles(memberships, TIP_LENGTHS.to(memberships), *slots(**settings))
+
+
+def tips_of(metric: str, tip_lengths: Tensor, reads=READS, *, kept: int | None = None) -> Tips:
+    """Tips of samples among themselves: of the first ones to all, as of a worker that has these."""
+    slot, mask, log_abundance = slots(reads, empty=2)
+    abundance = log_abundance.exp() * mask
+    weight = mask.float() if metric == "unweighted" else abundance
+    totals = (tip_lengths[slot] * weight).sum(dim=1)
+    here = torch.isin(slot, slot[:kept][mask[:kept]]) & mask
+    shared = torch.where(here, slot, len(tip_lengths))
+    shared_weight = torch.ones_like(weight) if metric == "unweighted" else abundance
+    common = common_tips(tip_lengths, slot[:kept], weight[:kept], shared, shared_weight)
+    return Tips(totals[:kept], totals, common)
 
 
 # The formulas, in loops
@@ -156,6 +173,47 @@ def test_presence_is_the_most_and_share_the_weighted_sum():
         share = torch.tensor([*sample.values()]) / sum(sample.values())
         assert torch.equal(found.presence[b], of_asvs.amax(dim=0))
         torch.testing.assert_close(found.share[b], (share[:, None] * of_asvs).sum(dim=0))
+        torch.testing.assert_close(found.tips[b], TIP_LENGTHS[[*sample]].sum())
+        torch.testing.assert_close(found.tips_by_share[b], (share * TIP_LENGTHS[[*sample]]).sum())
+
+
+# Tips
+
+
+@pytest.mark.parametrize("metric", FUNCTIONS)
+@pytest.mark.parametrize("cells", [1, 60, clades.CELLS])
+@pytest.mark.parametrize("kept", [2, None])
+def test_a_tip_is_a_clade_of_one_asv(monkeypatch, metric, cells, kept):
+    """Distances and gradients are those of the formula with a column for each ASV."""
+    monkeypatch.setattr(clades, "CELLS", cells)
+    slot, mask, log_abundance = slots()
+    weight = (mask.float() if metric == "unweighted" else log_abundance.exp()) * mask
+    has = torch.zeros(len(READS), ASVS).scatter_add_(1, slot, weight)
+    weights = uniform(len(READS) if kept is None else kept, len(READS), seed=9) - 0.5
+    weights = weights * (1 - torch.eye(len(READS)))[:kept]
+    results = []
+    for in_columns in (False, True):
+        x, lengths = uniform(len(READS), CLADES).requires_grad_(), uniform(CLADES, seed=2).requires_grad_()
+        tip_lengths = TIP_LENGTHS.clone().requires_grad_()
+        if in_columns:
+            whole = torch.cat([x, has], dim=1)
+            distance = FUNCTIONS[metric](whole[:kept], whole, torch.cat([lengths, tip_lengths]))
+        else:
+            distance = FUNCTIONS[metric](x[:kept], x, lengths, tips_of(metric, tip_lengths, kept=kept))
+        gradients = torch.autograd.grad((distance * weights).sum(), [x, lengths, tip_lengths])
+        results.append([distance, *gradients])
+    for found, expected in zip(*results, strict=True):
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", FUNCTIONS)
+def test_samples_with_the_same_asvs_are_not_apart(metric):
+    reads = [READS[0], {asv: 2 * count for asv, count in READS[0].items()}, READS[1]]
+    x = uniform(1, CLADES).repeat(3, 1)
+    found = FUNCTIONS[metric](x, x, uniform(CLADES, seed=1), tips_of(metric, TIP_LENGTHS, reads))
+    assert found[:2, :2].abs().max() < 1e-6
+    assert found[2, 0] > 0.01
 
 
 def test_what_does_not_matter_to_profiles():
@@ -168,11 +226,15 @@ def test_what_does_not_matter_to_profiles():
     variants = {
         "empty slots": of_samples(memberships, empty=5),
         "order": of_samples(memberships, order=-1),
-        "each occurrence by itself": profiles(memberships[row_of_occurrence], own_rows, mask, log_abundance),
+        "each occurrence by itself": profiles(
+            memberships[row_of_occurrence], TIP_LENGTHS[row_of_occurrence], own_rows, mask, log_abundance
+        ),
     }
     for name, found in variants.items():
         torch.testing.assert_close(found.presence, expected.presence, rtol=0, atol=1e-6, msg=name)
         torch.testing.assert_close(found.share, expected.share, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(found.tips, expected.tips, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(found.tips_by_share, expected.tips_by_share, rtol=0, atol=1e-6, msg=name)
 
 
 def test_all_that_samples_have_gets_a_gradient_and_nothing_else():
@@ -231,22 +293,28 @@ def test_memberships_are_float32_under_autocast():
 def test_faith_pd_and_its_unit():
     module, presence = made(), uniform(4, CLADES)
     assert module.lengths.min() > 0
-    plain = sum(length * presence[:, p] for p, length in enumerate(module.lengths))
-    torch.testing.assert_close(module.faith_pd(presence), plain)
+    sample = Profiles(presence=presence, share=presence, tips=uniform(4, seed=3), tips_by_share=uniform(4))
+    plain = sample.tips + sum(length * presence[:, p] for p, length in enumerate(module.lengths))
+    torch.testing.assert_close(module.faith_pd(sample), plain)
     module.start_pd_at(42.0)
-    found = module.faith_pd(presence)
+    found = module.faith_pd(sample)
     torch.testing.assert_close(found / found[0], plain / plain[0])
     new = Clades(dim=6, clades=CLADES)
     new.start_pd_at(42.0)
-    assert new.faith_pd(torch.full((1, CLADES), clades.FIRST_PRESENCE)).item() == pytest.approx(42, rel=1e-5)
+    typical = replace(sample, presence=torch.full((4, CLADES), clades.FIRST_PRESENCE), tips=torch.zeros(4))
+    torch.testing.assert_close(new.faith_pd(typical), torch.full((4,), 42.0))
 
 
 def test_every_parameter_learns():
     module, vectors = made(), torch.randn(ASVS, 6, generator=torch.Generator().manual_seed(0))
-    found = of_samples(module(vectors))
-    distances = [unweighted_unifrac(found.presence, found.presence, module.lengths)]
-    distances.append(weighted_unifrac(found.share, found.share, module.lengths))
-    loss = sum((d - 0.7).square().sum() for d in distances) + (module.faith_pd(found.presence) - 9).square().sum()
+    tip_lengths = module.tip_lengths(vectors)
+    assert tip_lengths.min() > 0
+    found = profiles(module(vectors), tip_lengths, *slots())
+    distances = [
+        unweighted_unifrac(found.presence, found.presence, module.lengths, tips_of("unweighted", tip_lengths)),
+        weighted_unifrac(found.share, found.share, module.lengths, tips_of("weighted", tip_lengths)),
+    ]
+    loss = sum((d - 0.7).square().sum() for d in distances) + (module.faith_pd(found) - 9).square().sum()
     loss.backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in module.parameters())
 
@@ -266,7 +334,8 @@ def test_with_the_branches_of_a_tree_as_clades_it_is_unifrac_itself():
     lengths = torch.from_numpy(np.array(paths.length))
     assert (lengths > 0).sum() > CLADES
     slot, mask, log_abundance = slots(empty=1)
-    found = profiles(memberships, slot, mask, log_abundance.double())
+    no_tips = torch.zeros(len(tips), dtype=torch.float64)
+    found = profiles(memberships, no_tips, slot, mask, log_abundance.double())
     asvs = [np.sort([*sample]) for sample in READS]
     counts = [np.array([sample[asv] for asv in sorted(sample)]) for sample in READS]
     table = np.zeros((len(READS), len(tips)), dtype=int)
@@ -295,14 +364,15 @@ def test_with_the_branches_of_a_tree_as_clades_it_is_unifrac_itself():
     module = Clades(dim=6, clades=len(lengths))
     with torch.no_grad():
         module.raw_length.copy_(lengths.clamp(min=1e-7).expm1().log())  # softplus of it is the length
-        torch.testing.assert_close(module.faith_pd(found.presence.float()).double(), pd, rtol=0, atol=1e-5)
+        single = replace(found, presence=found.presence.float(), tips=found.tips.float())
+        torch.testing.assert_close(module.faith_pd(single).double(), pd, rtol=0, atol=1e-5)
 
 
 # Memory
 
 MEMORY = """
 import sys, torch
-from aam.model.clades import profiles, unweighted_unifrac, weighted_unifrac
+from aam.model.clades import Tips, common_tips, profiles, unweighted_unifrac, weighted_unifrac
 torch.set_num_threads(1)
 samples, asvs, slots, clades = int(sys.argv[1]), 2000, 1000, 512
 draw = torch.Generator().manual_seed(0)
@@ -310,12 +380,17 @@ memberships = torch.rand(asvs, clades, generator=draw, requires_grad=True)
 lengths = torch.rand(clades, generator=draw, requires_grad=True)
 slot = torch.randint(asvs, (samples, slots), generator=draw)
 mask = torch.ones(samples, slots, dtype=torch.bool)
-found = profiles(memberships, slot, mask, torch.full((samples, slots), -7.0))
+tips = torch.rand(asvs, generator=draw, requires_grad=True)
+found = profiles(memberships, tips, slot, mask, torch.full((samples, slots), -7.0))
+weight = torch.ones(samples, slots)
+shared = slot[:, :100]
+common = Tips(found.tips, found.tips, common_tips(tips, slot, weight, shared, weight[:, :100]))
 truth = torch.rand(samples, samples, generator=draw)
-loss = (unweighted_unifrac(found.presence, found.presence, lengths) - truth).square().mean()
+loss = (unweighted_unifrac(found.presence, found.presence, lengths, common) - truth).square().mean()
 loss = loss + (weighted_unifrac(found.share, found.share, lengths) - truth).square().mean()
 loss.backward()
 assert memberships.grad.isfinite().all() and memberships.grad.abs().max() > 0
+assert tips.grad.isfinite().all() and tips.grad.abs().max() > 0
 # Not ru_maxrss, which a process takes over from the one that started it.
 print(*[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])
 """
