@@ -497,7 +497,7 @@ class PredictConfig:
     predictions.skipped.tsv where samples cannot be predicted; of these, what earlier predictions left goes."""
     embeddings: Path | None = None
     """Table of sample embeddings to write, .tsv or .parquet: to which degree a sample has each clade, times the length
-    of the clade. Of two samples, 1 - sum(min) / sum(max) is the predicted unweighted UniFrac."""
+    of the clade. --distances counts the ASVs' own branches too, and is nearer to UniFrac than distances of these."""
     asv_embeddings: Path | None = None
     """Table of the vectors of all ASVs of the table to write, by sequence, .tsv or .parquet."""
     distances: Path | None = None

@@ -77,6 +77,8 @@ def make_batch(
     if count_masked:
         fields |= {"count_masked": torch.from_numpy(hidden), "count_total": len(count_masked)}
     defaults = {
+        "shared": torch.from_numpy(np.where(mask, slot, len(rows))),
+        "shared_abundance": torch.from_numpy(np.exp(abundance) * mask),
         "global_rows": slice(0, len(samples)),
         "rank_sizes": [len(samples)],
         "sample_ids": [f"s{b}" for b in range(len(samples))],

@@ -24,7 +24,7 @@ from aam.predict.samples import predict_samples
 from aam.predict.table import what_is_new
 from aam.training import checkpoint
 from aam.training.targets import Target
-from runs import DEEP, TINY, data_config, fit_here, pretrain_config, train_config
+from runs import TINY, data_config, fit_here, pretrain_config, train_config
 from tensors import random_sequences
 
 
@@ -141,7 +141,6 @@ def test_embeddings_are_those_of_the_encoder(run_here, stages, tmp_path):
         of_asvs, _ = encoder.asv_encoder(torch.tensor(dataset.tokens))
         embeddings = output.profiles.presence * output.lengths
     np.testing.assert_allclose(found, embeddings, rtol=0, atol=1e-5)
-    assert "1 - sum(min) / sum(max) of two samples is their unweighted UniFrac" in done.stdout
     sequences, found = vectors(asvs)
     assert sequences == dataset.sequences
     np.testing.assert_allclose(found, of_asvs, rtol=0, atol=1e-5)
@@ -149,17 +148,6 @@ def test_embeddings_are_those_of_the_encoder(run_here, stages, tmp_path):
     # A frozen base is that of stage 1.
     run_here("predict.py", "--checkpoint", second, "--embeddings", tmp_path / "of_second.tsv")
     np.testing.assert_allclose(vectors(tmp_path / "of_second.tsv")[1], embeddings, rtol=0, atol=1e-5)
-
-
-def test_a_base_without_unifrac_is_not_said_to_stand_for_it(run_here, synthetic_folder, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    config = pretrain_config(synthetic_folder, first, epochs=1)
-    fit_here(replace(config, loss=replace(config.loss, base_weight=0.0), model=DEEP))
-    fit_here(train_config(synthetic_folder, second, pretrained=first, freeze_base=True, epochs=1))
-    for run in (first, second):
-        flags = ["--table", synthetic_folder / "table.biom", "--embeddings", tmp_path / "e.tsv"]
-        done = run_here("predict.py", "--checkpoint", run, *flags)
-        assert "which do not give unweighted UniFrac" in done.stdout, run
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,6 @@ class PredictionResult:
     """float32 [P]: of the clades."""
     asvs: np.ndarray | None
     """float32 [ASVs, D]: vectors of all ASVs of the dataset."""
-    about_embeddings: str
-    """What they are, in words."""
 
 
 def predict(
@@ -160,7 +158,6 @@ def predict(
         outputs=of_draws[0] if of_draws else None,
         lengths=encoder_of(loaded.model).clades.lengths.detach().cpu().numpy(),
         asvs=vectors if config.asv_embeddings else None,
-        about_embeddings=_about_embeddings(loaded),
     )
 
 
@@ -254,10 +251,3 @@ def _in_own_units(
         beside=beside,
         deviation=deviation,
     )
-
-
-def _about_embeddings(loaded: Checkpoint) -> str:
-    """What a model's embeddings are, and what they tell of UniFrac."""
-    if "unweighted" not in {learned.metric for learned in loaded.spec.unifrac}:
-        return "presences of clades times their lengths, which do not give unweighted UniFrac in this model"
-    return "presences of clades times their lengths; 1 - sum(min) / sum(max) of two samples is their unweighted UniFrac"

@@ -58,7 +58,8 @@ def _write_profiles(config: PredictConfig, result: PredictionResult) -> Iterator
         return
     if config.embeddings is not None:
         write_vectors(config.embeddings, "SampleID", ids, outputs.presence * result.lengths)
-        yield f"{len(ids)} sample embeddings ({result.about_embeddings}): {config.embeddings}"
+        what = "presences of clades times their lengths; for UniFrac: --distances"
+        yield f"{len(ids)} sample embeddings ({what}): {config.embeddings}"
     if config.distances is not None:
         metric = config.distance_metric
         write_distances(config.distances, ids, distance_blocks(outputs, result.lengths, metric))

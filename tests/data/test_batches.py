@@ -158,6 +158,29 @@ def test_slots_and_abundances_give_the_draw_back(plan, world):
             assert batch.slot_mask.any(dim=0).all()  # no wider than the longest sample
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("epoch", [FIXED_DRAW, 1])
+def test_shared_asvs_are_those_of_the_whole_batch_that_a_worker_has_too(plan, world, epoch):
+    plan = dataclasses.replace(plan, unifrac=("weighted",))
+    whole = EpochBatches(plan, epoch)[0]
+    expected = shares_by_asv(whole, whole.slot, whole.log_abundance.exp(), whole.slot_mask)
+    for rank in range(world):
+        batch = EpochBatches(plan, epoch, rank=rank, world=world)[0]
+        here = batch.shared < len(batch.asvs)
+        found = shares_by_asv(batch, batch.shared, batch.shared_abundance, here)
+        own = set(batch.asvs.tolist())
+        assert found == [{asv: of for asv, of in sample.items() if asv in own} for sample in expected]
+        assert batch.shared_abundance[~here].count_nonzero() == 0
+
+
+def shares_by_asv(batch, slot, abundance, mask):
+    """Relative abundance by ASV, of each sample."""
+    return [
+        {int(batch.asvs[u]): round(float(a), 5) for u, a, is_there in zip(*row, strict=True) if is_there}
+        for row in zip(slot, abundance, mask, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("case", ["plan", "uneven"])
 def test_each_distinct_asv_is_there_once(case, request):
     plan = request.getfixturevalue(case)
@@ -328,7 +351,7 @@ def test_made_up_samples_of_one_sample_have_its_proportions():
 def test_what_is_not_asked_for_is_not_there(plan):
     bare = dataclasses.replace(plan, unifrac=(), mask_fraction=0.0, count_mask_fraction=0.0, targets=None)
     batch = EpochBatches(bare, 1)[0]
-    for name in (*METRICS, "masked_position", "masked_scored", "count_masked", "target"):
+    for name in (*METRICS, "shared", "shared_abundance", "masked_position", "masked_scored", "count_masked", "target"):
         assert getattr(batch, name) is None
     assert batch.masked_total == batch.count_total == 0
 

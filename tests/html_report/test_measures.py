@@ -23,7 +23,7 @@ from aam.html_report.importance import find_important
 from aam.html_report.ordination import distances
 from aam.html_report.pictures import ordination
 from aam.html_report.run_files import Run, draw
-from aam.model.clades import unweighted_unifrac
+from aam.model.clades import Tips, unweighted_unifrac
 from aam.model.sequence_encoder import SequenceEncoder
 from aam.training.figures import shorten
 from aam.training.losses import LossWeights
@@ -124,8 +124,11 @@ def test_the_effect_of_an_asv_in_stage_1_is_how_far_a_sample_moves(first):
         names = [first.dataset.sequences[int(asv)] for asv in whole.asvs]
         if found.sequence in names:
             less = by_hand(first, sample, names.index(found.sequence))
-            presences = [encoder(batch).profiles.presence for batch in (whole, less)]
-            moved.append(float(unweighted_unifrac(*presences, encoder.clades.lengths)))
+            outputs = [encoder(batch) for batch in (whole, less)]
+            tips = [output.profiles.tips for output in outputs]
+            common = Tips(*tips, tips[1][None])
+            presences = [output.profiles.presence for output in outputs]
+            moved.append(float(unweighted_unifrac(*presences, encoder.clades.lengths, common)))
     assert found.tried == len(moved)
     assert found.effect == pytest.approx(np.mean(moved), rel=1e-3, abs=1e-5)
 
