@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from aam.config import TargetConfig
 from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
-from aam.predict.distances import distance_blocks, distance_matrix, write_distances
+from aam.predict.distances import check_ids, distance_blocks, distance_matrix, write_distances
 from aam.predict.samples import SampleOutputs
 from aam.training import checkpoint
 from aam.training.step import predict_unifrac
@@ -93,6 +94,12 @@ def test_a_distance_of_one_and_any_id_are_written_and_read(tmp_path):
     assert (tmp_path / "d.tsv").read_text().startswith("\t10317.000001\t007\ta sample\tÄ\n")
 
 
+@pytest.mark.parametrize("sample", ["#1", " a", "a\t1"])
+def test_ids_that_the_text_cannot_hold_are_refused(sample):
+    with pytest.raises(ValueError, match=re.escape(f"sample {sample!r} cannot stand in a distance matrix")):
+        check_ids(["1", sample])
+
+
 @pytest.mark.parametrize("metric", ["unweighted", "weighted"])
 @pytest.mark.parametrize("stage", ["first", "frozen"])
 def test_the_file_has_what_the_profiles_tell_and_scikit_bio_takes_it(run_here, runs, tmp_path, stage, metric):
@@ -157,8 +164,8 @@ def test_samples_that_are_too_shallow_are_named_beside_the_matrix(run_here, runs
 @pytest.mark.parametrize(
     ("stage", "flags", "message"),
     [
-        ("tuned", ["--distances"], "the encoder was fine-tuned for the target alone and its clades no longer give"),
-        ("tuned", ["--faith-pd"], "give the stage 1 run, or train stage 2 with --freeze-base"),
+        ("tuned", ["--distances"], "the encoder learned the target alone, and its clades do not give UniFrac"),
+        ("tuned", ["--faith-pd"], "give a stage 1 run, or train stage 2 on one with --freeze-base"),
         ("one", ["--distance-metric", "weighted", "--distances"], "--unifrac-metric unweighted weighted"),
         ("one", ["--faith-pd"], "as stage 1 learned unweighted alone; pretrain with --unifrac-metric unweighted faith"),
         ("none", ["--distances"], "as stage 1 was trained without UniFrac (--base-weight 0)"),

@@ -52,13 +52,29 @@ def check_learned(loaded: Checkpoint, metric: UnifracMetric) -> None:
         )
     if spec.predictor is not None and not spec.freeze_base:
         raise ValueError(
-            f"{loaded.path}: {name} cannot be predicted, as the encoder was fine-tuned for the target alone and its "
-            "clades no longer give UniFrac; give the stage 1 run, or train stage 2 with --freeze-base"
+            f"{loaded.path}: {name} cannot be predicted, as the encoder learned the target alone, and its clades do "
+            "not give UniFrac; give a stage 1 run, or train stage 2 on one with --freeze-base"
         )
     raise ValueError(
         f"{loaded.path}: {name} cannot be predicted, as stage 1 was trained without UniFrac (--base-weight 0); "
         f"pretrain with --base-weight 1 and --unifrac-metric {metric}"
     )
+
+
+def check_ids(sample_ids: Sequence[str]) -> None:
+    """Refuse ids that a distance matrix in text cannot hold.
+
+    Raises
+    ------
+    ValueError
+        Names one, and says what to do.
+    """
+    for sample in sample_ids:
+        if sample.startswith("#") or sample != sample.strip() or any(sign in sample for sign in "\t\n\r"):
+            raise ValueError(
+                f"--distances: sample {sample!r} cannot stand in a distance matrix, where # begins a comment, a tab "
+                "ends a cell, and spaces around an id are lost; give it another id in the table"
+            )
 
 
 def distance_blocks(

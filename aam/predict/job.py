@@ -19,7 +19,7 @@ from aam.data.batches import BatchPlan, EpochBatches
 from aam.data.dataset import PreparedDataset
 from aam.data.draw import FIXED_DRAW
 from aam.data.prepare import prepare
-from aam.predict.distances import check_learned
+from aam.predict.distances import check_ids, check_learned
 from aam.predict.samples import Executor, Map, SampleOutputs, Worker, open_cache, this_process
 from aam.predict.table import choose, sources, what_is_new
 from aam.training.base_cache import encoder_of
@@ -123,6 +123,8 @@ def predict(
     ids, skipped = [], {}
     if config.of_samples or config.report:
         ids, skipped = choose(config, dataset, record, contract.rarefy_depth)
+    if config.distances is not None:
+        check_ids(ids)
     notes += what_is_new(dataset, ids or dataset.sample_ids, record)
     executor = executor or this_process(config.ray.use_gpu)
     worker = Worker(
