@@ -63,7 +63,8 @@ def _write_profiles(config: PredictConfig, result: PredictionResult) -> Iterator
     if config.distances is not None:
         metric = config.distance_metric
         write_distances(config.distances, ids, distance_blocks(outputs, result.lengths, metric))
-        yield f"{UNIFRAC_NAMES[metric]} of all pairs of {len(ids)} samples, without a tree: {config.distances}"
+        samples = "1 sample, which has no pairs" if len(ids) == 1 else f"all pairs of {len(ids)} samples"
+        yield f"{UNIFRAC_NAMES[metric]} of {samples}, without a tree: {config.distances}"
     if config.faith_pd is not None:
         write_faith_pd(config.faith_pd, ids, outputs.faith_pd)
         yield f"Faith's PD of {len(ids)} samples, predicted without a tree: {config.faith_pd}"
