@@ -48,12 +48,12 @@ class Batch:
     """float32 [B, G]: unweighted UniFrac of these samples to all of the batch."""
     weighted: Tensor | None = None
     """float32 [B, G]: normalised weighted UniFrac of the same."""
+    faith_pd: Tensor | None = None
+    """float32 [B]: Faith's PD of these samples, in branch lengths of the tree."""
     shared: Tensor | None = None
     """int64 [G, T]: which of the U ASVs each sample of the batch has too; U where there is none. For distances."""
     shared_abundance: Tensor | None = None
     """float32 [G, T]: relative abundance of these in that sample; 0 where there is none."""
-    faith_pd: Tensor | None = None
-    """float32 [B]: Faith's PD of these samples, in branch lengths of the tree."""
     target: Tensor | None = None
     """float32 [B] (transformed) or int64 [B] (class)."""
     count_masked: Tensor | None = None

@@ -15,7 +15,7 @@ from aam.html_report.encoding import Encoded, collect, outputs
 from aam.html_report.page import Html, element, facts, figure, join, paragraph
 from aam.html_report.pictures import effects
 from aam.html_report.run_files import Run
-from aam.model.clades import Tips, unweighted_unifrac, weighted_unifrac
+from aam.model.clades import DISTANCES, Tips
 from aam.model.sequence_encoder import EncoderOutput, SequenceEncoder
 from aam.training.base_cache import encoder_of
 from aam.training.metrics import UNIFRAC_NAMES, class_probabilities
@@ -112,23 +112,18 @@ def _moved(
     """How far samples move when they lose an ASV, in predicted UniFrac; of Faith's PD, what the ASV adds: [R]."""
 
     def read(output: EncoderOutput) -> torch.Tensor:
-        if metric == "faith_pd":
-            return output.faith_pd[:, None]
-        profiles = output.profiles
-        own = (profiles.presence, profiles.tips) if metric == "unweighted" else (profiles.share, profiles.tips_by_share)
-        return torch.cat([own[0], own[1][:, None]], dim=1)
+        return output.faith_pd if metric == "faith_pd" else output.profiles.of(metric)
 
     whole = torch.from_numpy(collect(outputs(encoder, encoded), read)[rows])
     without = torch.from_numpy(collect(outputs(encoder, encoded, rows, slots), read))
     if metric == "faith_pd":
-        return (whole - without).flatten().numpy()
+        return (whole - without).numpy()
     common = without[:, -1]  # all tips but one
     if metric == "weighted":  # by the abundances that they had before that one was taken away
         common = common * -torch.expm1(encoded.batch.log_abundance.cpu()[rows, slots])
-    distance = unweighted_unifrac if metric == "unweighted" else weighted_unifrac
     lengths = encoder.clades.lengths.cpu()
     moved = [
-        distance(one[None, :-1], other[None, :-1], lengths, Tips(one[-1:], other[-1:], both.reshape(1, 1)))
+        DISTANCES[metric](one[None, :-1], other[None, :-1], lengths, Tips(one[-1:], other[-1:], both.reshape(1, 1)))
         for one, other, both in zip(whole, without, common, strict=True)
     ]
     return torch.cat(moved).flatten().numpy()

@@ -48,6 +48,12 @@ class Profiles:
     tips_by_share: Tensor
     """float32 [B]: the same, weighted by the relative abundance of the ASVs."""
 
+    def of(self, metric: str) -> Tensor:
+        """What unweighted or weighted UniFrac compares: clades, and tips as the last column: float32 [B, P + 1]."""
+        if metric == "unweighted":
+            return torch.cat([self.presence, self.tips[:, None]], dim=1)
+        return torch.cat([self.share, self.tips_by_share[:, None]], dim=1)
+
 
 class Tips(NamedTuple):
     """Lengths of the tips of samples on both sides of their pairs, and of those that a pair has in common."""
@@ -135,8 +141,7 @@ def profiles(
     with torch.autocast(memberships_UP.device.type, enabled=False):
         nothing = len(memberships_UP)
         bag_BS = torch.where(mask_BS, slot_BS, nothing)
-        rows_UP = torch.cat([memberships_UP, memberships_UP.new_zeros(1, memberships_UP.shape[1])])
-        tips_U1 = torch.cat([tip_lengths_U, tip_lengths_U.new_zeros(1)])[:, None]
+        rows_UP, tips_U1 = F.pad(memberships_UP, (0, 0, 0, 1)), F.pad(tip_lengths_U, (0, 1))[:, None]
         abundance_BS = log_abundance_BS.exp()
         return Profiles(
             # No tensor [B, S, P] is made: the largest of each is kept with its index.
@@ -171,7 +176,7 @@ def common_tips(
     """
     with torch.autocast(weight_BS.device.type, enabled=False):
         # An embedding look-up: its backward adds in a fixed order, plain indexing on CPU does not.
-        tips_U1 = torch.cat([tip_lengths_U, tip_lengths_U.new_zeros(1)])[:, None]
+        tips_U1 = F.pad(tip_lengths_U, (0, 1))[:, None]
         length_GT = F.embedding(shared_GT, tips_U1).squeeze(-1)
         step = max(1, CELLS // max(1, shared_GT.numel()))
         chunks = [
@@ -238,3 +243,7 @@ def _city_block(rows_BP: Tensor, columns_GP: Tensor) -> Tensor:
     """Sums of absolute differences [B, G], in chunks: on a GPU, the backward pass makes a tensor of all three sizes."""
     step = max(1, CELLS // columns_GP.numel())
     return torch.cat([torch.cdist(rows, columns_GP, p=1.0) for rows in rows_BP.split(step)])
+
+
+DISTANCES = {"unweighted": unweighted_unifrac, "weighted": weighted_unifrac}
+"""By metric."""

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 
 from aam.config import DistanceMetric, UnifracMetric
 from aam.data.files import replacing
-from aam.model.clades import Tips, unweighted_unifrac, weighted_unifrac
+from aam.model.clades import DISTANCES, Tips
 from aam.predict.samples import SampleOutputs
 from aam.training.checkpoint import Checkpoint
 from aam.training.metrics import UNIFRAC_NAMES
@@ -98,7 +98,6 @@ def distance_blocks(
     ndarray of float32 [b, n]
         0 to 1; 0 where a sample meets itself; the same for both orders of a pair, to the last bit.
     """
-    function = unweighted_unifrac if metric == "unweighted" else weighted_unifrac
     everyone = torch.from_numpy(outputs.presence if metric == "unweighted" else outputs.share)
     lengths_P = torch.from_numpy(lengths)
     tips = _SampleTips(outputs, metric)
@@ -108,7 +107,7 @@ def distance_blocks(
         block = slice(done, done + len(part))
         common = np.stack([tips.common(row) for row in range(block.start, block.stop)])
         in_block = Tips(of_samples[block], of_samples, torch.from_numpy(common.astype(np.float32)))
-        yield function(part, everyone, lengths_P, in_block).numpy()
+        yield DISTANCES[metric](part, everyone, lengths_P, in_block).numpy()
         done = block.stop
 
 

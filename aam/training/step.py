@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aam.batch import Batch
 from aam.config import UnifracMetric
-from aam.model.clades import Tips, common_tips, unweighted_unifrac, weighted_unifrac
+from aam.model.clades import DISTANCES, Tips, common_tips
 from aam.model.sequence_encoder import EncoderOutput
 from aam.training.collectives import all_gather_rows
 from aam.training.losses import (
@@ -56,16 +56,15 @@ def predict_unifrac(metric: UnifracMetric, output: EncoderOutput, batch: Batch) 
         return output.faith_pd
     assert batch.shared is not None
     assert batch.shared_abundance is not None
-    of_samples = output.profiles
     if metric == "unweighted":
-        own_BP, tips_B, function = of_samples.presence, of_samples.tips, unweighted_unifrac
-        weight_BS, shared_GT = batch.slot_mask.float(), torch.ones_like(batch.shared_abundance)
+        weight_BS, shared_weight_GT = batch.slot_mask.float(), torch.ones_like(batch.shared_abundance)
     else:
-        own_BP, tips_B, function = of_samples.share, of_samples.tips_by_share, weighted_unifrac
-        weight_BS, shared_GT = batch.log_abundance.exp() * batch.slot_mask, batch.shared_abundance
-    everyone = all_gather_rows(torch.cat([own_BP, tips_B[:, None]], dim=1), batch.rank_sizes)
-    common_BG = common_tips(output.tip_lengths, batch.slot, weight_BS, batch.shared, shared_GT)
-    return function(own_BP, everyone[:, :-1], output.lengths, Tips(tips_B, everyone[:, -1], common_BG))
+        weight_BS, shared_weight_GT = batch.log_abundance.exp() * batch.slot_mask, batch.shared_abundance
+    common_BG = common_tips(output.tip_lengths, batch.slot, weight_BS, batch.shared, shared_weight_GT)
+    own = output.profiles.of(metric)
+    everyone = all_gather_rows(own, batch.rank_sizes)
+    tips = Tips(own[:, -1], everyone[:, -1], common_BG)
+    return DISTANCES[metric](own[:, :-1], everyone[:, :-1], output.lengths, tips)
 
 
 def autocast_of(precision: str, device: str) -> torch.dtype | None:

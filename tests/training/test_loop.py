@@ -132,7 +132,7 @@ METRIC_TAGS = {"unweighted": "unifrac", "weighted": "weighted_unifrac", "faith_p
 )
 def test_each_metric_is_learned_and_scored_under_its_own_name(synthetic_folder, tmp_path, metrics):
     loss = PretrainLossConfig(unifrac_metric=metrics)
-    plan = pretrain_plan(synthetic_folder, tmp_path, loss=loss, epochs=8, lr=3e-3, warmup_steps=0)
+    plan = pretrain_plan(synthetic_folder, tmp_path, loss=loss, epochs=8, lr=1e-3, warmup_steps=0)
     assert tuple(learned.metric for learned in plan.spec.unifrac) == metrics
     state = fit(build_task(plan, CPU))
     first, last = state.history[0], state.history[-1]
@@ -145,7 +145,7 @@ def test_each_metric_is_learned_and_scored_under_its_own_name(synthetic_folder, 
         if beside:
             assert last[f"{part}/base_loss"] == pytest.approx(sum(last[tag] for tag in beside) / len(beside), rel=1e-5)
         assert last[f"{part}/total_loss"] == pytest.approx(last[f"{part}/base_loss"])
-    assert last["train/base_loss"] < 0.8 * first["train/base_loss"]
+    assert last["val/base_loss"] < 0.8 * first["val/base_loss"]
     for tag in tags:
         assert last[f"val/{tag}_r2"] > first[f"val/{tag}_r2"]
 
